@@ -1,0 +1,173 @@
+"""Policy and value networks, from any Gymnasium space that a vector of numbers can stand for."""
+
+import math
+
+import torch
+from gymnasium import spaces
+from torch import nn
+from torch.distributions import Bernoulli, Categorical, Independent, Normal
+
+
+class Normalizer(nn.Module):
+    """Flattens observations, and shifts and scales them by the moments of all seen so far.
+
+    The moments move in `update` alone: they stand still while a batch is collected and learned
+    from, and are saved with the weights. With enabled=False it flattens and does no more.
+    """
+
+    def __init__(self, shape, enabled=True):
+        super().__init__()
+        self.enabled = enabled
+        self.clip = 10.0 if enabled else math.inf  # in standard deviations
+        self.register_buffer("mean", torch.zeros(math.prod(shape)))
+        self.register_buffer("std", torch.ones(math.prod(shape)))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, obs):
+        """obs: (B, *shape) of any dtype. Returns (B, size) floats."""
+        obs = obs.reshape(len(obs), -1).to(self.mean.dtype)
+        return ((obs - self.mean) / self.std).clamp(-self.clip, self.clip)
+
+    def update(self, obs):
+        """Merge the moments of obs, (B, *shape), into the running ones (Chan et al. 1979)."""
+        if not self.enabled:
+            return
+        obs = obs.reshape(len(obs), -1).double()
+        total = self.count + len(obs)
+        old, new = self.count / total, len(obs) / total  # shares of the merged sample
+        delta = obs.mean(0) - self.mean
+        var = old * self.std.double() ** 2 + new * obs.var(0, correction=0) + old * new * delta**2
+        self.mean += new * delta
+        self.std.copy_(var.sqrt().clamp(min=1e-8))  # a feature that never moves is mapped to 0
+        self.count.copy_(total)
+
+
+class CategoricalHead(nn.Module):
+    """Discrete and MultiDiscrete actions: a categorical for each, padded to the widest."""
+
+    def __init__(self, space):
+        super().__init__()
+        sizes = torch.as_tensor(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+        self.start, self.dtype = space.start, space.dtype
+        self.shape = (*space.shape, int(sizes.max()))
+        missing = torch.arange(self.shape[-1]) >= sizes.unsqueeze(-1)
+        # Finite, so that no gradient is 0 · inf; yet the probability is exactly 0
+        self.register_buffer("padding", missing * -1e9 if missing.any() else None)
+
+    def logits(self, outputs):
+        return outputs if self.padding is None else outputs + self.padding
+
+    def forward(self, outputs):
+        dist = Categorical(logits=self.logits(outputs), validate_args=False)
+        return Independent(dist, len(self.shape) - 1, validate_args=False)
+
+    def sample(self, outputs):
+        logits = self.logits(outputs)
+        return (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)  # Gumbel-max
+
+    def to_env(self, actions):
+        return (actions.numpy(force=True) + self.start).astype(self.dtype)
+
+
+class BernoulliHead(nn.Module):
+    """MultiBinary actions: a Bernoulli for each."""
+
+    def __init__(self, space):
+        super().__init__()
+        self.shape, self.dtype = space.shape, space.dtype
+
+    def forward(self, outputs):
+        dist = Bernoulli(logits=outputs, validate_args=False)
+        return Independent(dist, len(self.shape), validate_args=False)
+
+    def sample(self, outputs):
+        return torch.bernoulli(outputs.sigmoid())
+
+    def to_env(self, actions):
+        return actions.numpy(force=True).astype(self.dtype)
+
+
+class GaussianHead(nn.Module):
+    """Box actions: independent normals, with one learned standard deviation for all states."""
+
+    def __init__(self, space):
+        super().__init__()
+        self.shape, self.dtype = space.shape, space.dtype
+        self.log_std = nn.Parameter(torch.zeros(space.shape))
+        self.register_buffer("low", torch.as_tensor(space.low, dtype=torch.float32))
+        self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32))
+
+    def forward(self, outputs):
+        dist = Normal(outputs, self.log_std.exp(), validate_args=False)
+        return Independent(dist, len(self.shape), validate_args=False)
+
+    def sample(self, outputs):
+        return outputs + self.log_std.exp() * torch.randn_like(outputs)
+
+    def to_env(self, actions):
+        return actions.clamp(self.low, self.high).numpy(force=True).astype(self.dtype, copy=False)
+
+
+HEADS = {
+    spaces.Discrete: CategoricalHead,
+    spaces.MultiDiscrete: CategoricalHead,
+    spaces.MultiBinary: BernoulliHead,
+    spaces.Box: GaussianHead,
+}
+
+
+def mlp(num_inputs, hidden_size, num_outputs, output_gain):
+    """Two tanh layers and a linear one: orthogonal weights, zero biases."""
+    sizes = [num_inputs, hidden_size, hidden_size, num_outputs]
+    layers = []
+    for fan_in, fan_out, gain in zip(sizes, sizes[1:], [2**0.5, 2**0.5, output_gain]):
+        linear = nn.Linear(fan_in, fan_out)
+        nn.init.orthogonal_(linear.weight, gain)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.Tanh()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Policy(nn.Module):
+    """π(a|s): a batch of observations to a torch Distribution over actions.
+
+    Raises ValueError for an action space that none of the heads above can stand for.
+    """
+
+    def __init__(self, normalizer, action_space, hidden_size=64):
+        super().__init__()
+        heads = [head for space, head in HEADS.items() if isinstance(action_space, space)]
+        if not heads:
+            supported = ", ".join(space.__name__ for space in HEADS)
+            raise ValueError(f"no policy for the action space {action_space}, only for {supported}")
+        self.normalizer = normalizer
+        self.head = heads[0](action_space)
+        # Outputs near 0: the first policy is close to uniform, or to a standard normal
+        self.net = mlp(len(normalizer.mean), hidden_size, math.prod(self.head.shape), 0.01)
+
+    def outputs(self, obs):
+        return self.net(self.normalizer(obs)).reshape(len(obs), *self.head.shape)
+
+    def forward(self, obs):
+        """obs: (B, …). Returns a Distribution whose batch shape is (B,)."""
+        return self.head(self.outputs(obs))
+
+    def sample(self, obs):
+        """The same draw as forward(obs).sample(), (B, …), without the cost of the Distribution."""
+        return self.head.sample(self.outputs(obs))
+
+    def to_env(self, actions):
+        """Actions as `envs.step` takes them: Discrete from its start, Box clipped to its bounds."""
+        return self.head.to_env(actions)
+
+
+class Value(nn.Module):
+    """V(s): observations (B, …) to state values (B,), in units of the scaled reward."""
+
+    def __init__(self, normalizer, hidden_size=64):
+        super().__init__()
+        self.normalizer = normalizer
+        self.net = mlp(len(normalizer.mean), hidden_size, 1, 1.0)
+
+    def forward(self, obs):
+        return self.net(self.normalizer(obs)).squeeze(-1)

@@ -1,0 +1,331 @@
+"""Trust region policy optimization (Schulman et al. 2015, eq. 14 and appendix C).
+
+    maximize  E[ ρ A ]  subject to  E[ KL(π_old ‖ π) ] ≤ δ,  ρ = π(a|s) / π_old(a|s)
+
+Run: python trpo.py --env-id CartPole-v1
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.wrappers.vector import FlattenObservation, RecordEpisodeStatistics
+from torch.distributions import kl_divergence
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
+from torch.optim import Adam
+
+from common.networks import Normalizer, Policy, Value
+from common.returns import RewardScaler, gae
+
+Count = Annotated[int, "at least 1", lambda x: x >= 1]
+Fraction = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
+Positive = Annotated[float, "above 0", lambda x: x > 0]
+
+
+@dataclass
+class Args:
+    env_id: str = "CartPole-v1"  # Gymnasium environment: its id, or module:id
+    seed: int = 1  # of the environments, the weights and the actions
+    total_steps: Count = 200_000  # environment steps to train for
+    num_envs: Count = 8  # environments stepped together, N
+    gamma: Fraction = 0.99  # discount, γ
+    gae_lambda: Fraction = 0.95  # less bias (1) or less variance (0) in the advantages, λ
+    hidden_size: Count = 64  # units in each of the two hidden layers
+    normalize_obs: bool = True  # by the mean and standard deviation of all so far
+    normalize_rewards: bool = True  # by the standard deviation of the discounted return so far
+    value_lr: Fraction = 1e-3  # Adam step size of the value function
+    value_epochs: Count = 10  # passes over the batch per update of the value function
+    minibatch_size: Count = 256  # transitions per step, where a batch is taken in minibatches
+    max_grad_norm: Positive = 0.5  # a longer gradient is scaled down to this
+    anneal_lr: bool = True  # let the step sizes fall linearly, to 0 at total_steps
+    device: str = "cpu"  # of the networks: cpu, cuda, cuda:1, mps
+    num_threads: Count = 1  # of PyTorch on the CPU; more pay off for wide networks only
+    run_dir: str = ""  # default: runs/ENV/SCRIPT/seedSEED; a name already taken gets a suffix
+    resume: str = ""  # a run to continue; options default to its own, environments start anew
+    checkpoint_interval: Positive = 60.0  # seconds from one checkpoint to the next
+    tensorboard: bool = False  # write event files too (pip install tensorboard)
+    num_steps: Count = 256  # steps per environment and iteration, T
+    max_kl: Positive = 0.01  # radius of the trust region, δ
+    cg_iters: Count = 10  # conjugate-gradient iterations at most
+    cg_tolerance: Fraction = 1e-5  # they end at a residual this small, relative to the gradient
+    cg_damping: Fraction = 0.1  # multiple of the identity added to the Fisher matrix
+    backtrack_iters: Count = 10  # step lengths that the line search tries at most
+    backtrack_coef: Fraction = 0.8  # from one step length to the next
+
+
+class Batch(NamedTuple):
+    obs: torch.Tensor  # (B, …): the real transitions of a rollout, in time-major order
+    actions: torch.Tensor  # (B, …)
+    advantages: torch.Tensor  # (B,): mean 0, standard deviation 1
+    returns: torch.Tensor  # (B,): λ-returns
+    values: torch.Tensor  # (B,): V(s) before the update
+    valid: torch.Tensor  # (T, N): which steps of the rollout are real, B of them
+    done: torch.Tensor  # (T, N): which steps ended an episode
+
+
+# --- algorithm
+
+
+def flat_grad(output, parameters, **kwargs):
+    """Gradient of a scalar, (P,), where P is the number of parameters."""
+    gradients = torch.autograd.grad(output, parameters, materialize_grads=True, **kwargs)
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def conjugate_gradient(matvec, b, iters, tolerance):
+    """Solve A x = b for a symmetric positive definite A, of which only x -> A x is known.
+
+    Ends after `iters` iterations or at ‖b − A x‖ ≤ tolerance ‖b‖ (Hestenes & Stiefel 1952).
+    Returns x and the relative residual it has.
+    """
+    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
+    for _ in range(iters):
+        if residual.norm() <= tolerance * b.norm():
+            break
+        product, residual_sq = matvec(direction), residual @ residual
+        step = residual_sq / (direction @ product)
+        x += step * direction
+        residual -= step * product
+        direction = residual + (residual @ residual) / residual_sq * direction
+    return x, (residual.norm() / b.norm()).item()
+
+
+def update_policy(policy, batch, old_dist, args):
+    """Improve the policy on a batch that old_dist acted in. Returns metrics of its own."""
+    parameters = list(policy.parameters())
+    old_parameters = parameters_to_vector(parameters).detach()
+    old_log_probs = old_dist.log_prob(batch.actions)
+
+    def surrogate_and_kl():
+        dist = policy(batch.obs)
+        ratio = (dist.log_prob(batch.actions) - old_log_probs).exp()  # exactly 1 at π_old
+        return (ratio * batch.advantages).mean(), kl_divergence(old_dist, dist).mean()
+
+    # x ≈ F⁻¹ g. At π_old the KL is 0 and so is its gradient; its Hessian is the Fisher matrix F
+    objective, kl = surrogate_and_kl()
+    gradient = flat_grad(objective, parameters, retain_graph=True)
+    kl_gradient = flat_grad(kl, parameters, create_graph=True)
+
+    def fisher_vector_product(v):
+        return flat_grad(kl_gradient @ v, parameters, retain_graph=True) + args.cg_damping * v
+
+    direction, residual = conjugate_gradient(
+        fisher_vector_product, gradient, args.cg_iters, args.cg_tolerance
+    )
+    metrics = {"step_fraction": 0.0, "cg_residual": residual, "line_search_failed": 0.0}
+    curvature = direction @ fisher_vector_product(direction)
+    if not curvature > 0:  # no gradient, or F is not positive definite in floating point
+        return metrics
+    full_step = (2 * args.max_kl / curvature).sqrt() * direction  # ½ sᵀF s = δ
+
+    # The longest of the tried steps that improves the surrogate and keeps the true KL within δ
+    with torch.no_grad():
+        for fraction in (args.backtrack_coef**i for i in range(args.backtrack_iters)):
+            vector_to_parameters(old_parameters + fraction * full_step, parameters)
+            new_objective, kl = surrogate_and_kl()
+            if new_objective > objective and kl <= args.max_kl:
+                return metrics | {"step_fraction": fraction}
+    vector_to_parameters(old_parameters, parameters)
+    return metrics | {"line_search_failed": 1.0}
+
+
+# --- shared by every script
+
+
+def update_value(value, optimizer, batch, args):
+    """Regress V(s) on the λ-returns."""
+    epochs = torch.cat([torch.randperm(len(batch.obs)) for _ in range(args.value_epochs)])
+    for idx in epochs.split(args.minibatch_size):
+        loss = (value(batch.obs[idx]) - batch.returns[idx]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        clip_grad_norm_(value.parameters(), args.max_grad_norm)
+        optimizer.step()
+
+
+@torch.no_grad()
+def collect(envs, policy, value, scaler, obs, done, args):
+    """Act for T steps from obs (N, …) and done (N,), and only then evaluate what happened.
+
+    The step after `done` merely resets the environment (autoreset NEXT_STEP): it is not valid.
+    Returns the Batch, π_old on it, the next obs and done, and the ended episodes (return, length).
+    """
+    all_obs, steps, episodes = [np.array(obs, np.float32)], [], []
+    for _ in range(args.num_steps):
+        action = policy.sample(torch.from_numpy(all_obs[-1]).to(args.device))
+        obs, reward, terminated, truncated, info = envs.step(policy.to_env(action))
+        steps.append((action.numpy(force=True), reward, terminated, terminated | truncated, ~done))
+        all_obs.append(np.array(obs, np.float32))
+        done = terminated | truncated
+        if "episode" in info:
+            episodes += zip(*(info["episode"][key][done].tolist() for key in "rl"))
+
+    all_obs = np.stack(all_obs)  # (T+1, N, …)
+    actions, rewards, terminated, ended, valid = map(np.stack, zip(*steps))  # (T, N, …)
+    values = value(torch.from_numpy(all_obs).to(args.device).flatten(0, 1))
+    values = values.numpy(force=True).reshape(-1, args.num_envs)  # (T+1, N)
+    rewards = scaler(rewards, ended, valid)
+    advantages = gae(rewards, values, terminated, ended, args.gamma, args.gae_lambda)
+    returns = advantages + values[:-1]
+    advantages = (advantages - advantages[valid].mean()) / (advantages[valid].std() + 1e-8)
+    grids = all_obs[:-1], actions, np.float32(advantages), np.float32(returns), values[:-1]
+    arrays = [*(grid[valid] for grid in grids), valid, ended]
+    batch = Batch(*(torch.from_numpy(array).to(args.device) for array in arrays))
+    return batch, policy(batch.obs), obs, done, episodes
+
+
+def fail(message, code=2):
+    """One sentence, and the exit code: 2 for bad input, 1 for trouble in training."""
+    print(f"{Path(__file__).name}: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def load_checkpoint(run_dir):
+    """Read the checkpoint of a run of this script. Nothing in it is executed."""
+    try:
+        checkpoint = torch.load(Path(run_dir, "checkpoint.pt"), "cpu", weights_only=True)
+        script = checkpoint["script"]
+    except Exception as error:  # of any type, as the damage has it
+        fail(f"{run_dir} has no checkpoint.pt that can be read ({type(error).__name__})")
+    if script != Path(__file__).stem:
+        fail(f"{run_dir} is a run of {script}.py: give it to that script")
+    return checkpoint
+
+
+def make_envs(env_id, num_envs, **kwargs):
+    """Environments that report the return of each episode, with observations in one Box."""
+    envs = gym.make_vec(env_id, num_envs=num_envs, **kwargs)
+    if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:
+        raise ValueError(f"autoreset_mode is {envs.metadata.get('autoreset_mode')}, not NEXT_STEP")
+    if not isinstance(envs.single_observation_space, gym.spaces.Box):
+        envs = FlattenObservation(envs)
+    return RecordEpisodeStatistics(envs)
+
+
+def main(args):
+    """Check, set up or resume; then collect, update, log and save until done or interrupted."""
+    for name, hint in Args.__annotations__.items():
+        rule, holds = getattr(hint, "__metadata__", ("", lambda x: True))
+        if not holds(getattr(args, name)):
+            fail(f"--{name.replace('_', '-')} must be {rule}, not {getattr(args, name)}")
+    if args.minibatch_size > args.num_envs * args.num_steps:
+        fail("--minibatch-size is more than the batch of --num-envs times --num-steps: lower it")
+    checkpoint = load_checkpoint(args.resume) if args.resume else {"args": vars(args)}
+    iteration, step, seconds, recent, size = checkpoint.get("progress", (0, 0, 0.0, [], 0))
+    for name in ("env_id", "hidden_size", "run_dir"):
+        if getattr(args, name) != checkpoint["args"][name]:
+            fail(f"--{name.replace('_', '-')} cannot change when a run resumes: start a new one")
+    torch.set_num_threads(args.num_threads)
+    try:
+        torch.manual_seed(args.seed)
+        envs = make_envs(args.env_id, args.num_envs)
+        normalizer = Normalizer(envs.single_observation_space.shape, args.normalize_obs)
+        policy = Policy(normalizer, envs.single_action_space, args.hidden_size).to(args.device)
+        value = Value(normalizer, args.hidden_size).to(args.device)
+        scaler = RewardScaler(args.num_envs, args.gamma, args.normalize_rewards)
+        value_optimizer = Adam(value.parameters(), args.value_lr, eps=1e-5, fused=True)
+        optimizers = [value_optimizer]
+        parts = [policy, value, scaler, *optimizers]
+        for part, state in zip(parts, checkpoint.get("parts", [])):
+            part.load_state_dict(state)
+        env_seed = np.random.SeedSequence([args.seed, iteration]).generate_state(1)
+        (obs, _), done = envs.reset(seed=int(env_seed[0])), np.zeros(args.num_envs, bool)
+        if args.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+    except (gym.error.Error, ImportError, ValueError, RuntimeError, AssertionError) as error:
+        fail(f"cannot set up {args.env_id}: {error}")
+    torch.set_rng_state(checkpoint.get("rng", torch.get_rng_state()))
+    script, env = Path(__file__).stem, args.env_id.replace("/", "-").replace(":", "-")
+    name = args.run_dir or f"runs/{env}/{script}/seed{args.seed}"
+    for suffix in itertools.count(1):
+        run_dir = Path(args.resume or (f"{name}-{suffix}" if suffix > 1 else name))
+        with contextlib.suppress(FileExistsError):
+            run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
+            break
+    config = dict(script=script, args=vars(args), torch=torch.__version__, gym=gym.__version__)
+    (run_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    metrics = open(run_dir / "metrics.csv", "a", buffering=1)  # flushed at each line
+    metrics.truncate(size)  # rows from after the checkpoint
+    events = SummaryWriter(run_dir) if args.tensorboard else None
+    stop = []  # signals that came: the iteration is finished and saved, but a second one kills
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda s, _: stop.append(s) or signal.signal(s, signal.SIG_DFL))
+    terminal, start, next_line, next_save = sys.stdout.isatty(), time.time() - seconds, 0.0, 0.0
+    while step < args.total_steps and not stop:
+        # Collect
+        batch, old_dist, obs, done, episodes = collect(envs, policy, value, scaler, obs, done, args)
+
+        # Update
+        for optimizer in optimizers:
+            left = 1 - step / args.total_steps if args.anneal_lr else 1.0
+            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * left
+        own_metrics = update_policy(policy, batch, old_dist, args)
+        update_value(value, value_optimizer, batch, args)
+        if not all(x.isfinite().all() for x in [*policy.parameters(), *value.parameters()]):
+            fail(f"NaN or infinite weights after step {step}; last checkpoint: {run_dir}", code=1)
+
+        # Log
+        with torch.no_grad():
+            dist = policy(batch.obs)
+        ratio = (dist.log_prob(batch.actions) - old_dist.log_prob(batch.actions)).exp()
+        error, variance = batch.returns - batch.values, batch.returns.var()
+        kl, entropy = kl_divergence(old_dist, dist).mean(), dist.entropy().mean()
+        returns, lengths = zip(*episodes) if episodes else ([math.nan], [math.nan])
+        recent = [*recent, *(episode[0] for episode in episodes)][-100:]
+        iteration, step, seconds = iteration + 1, step + len(batch.obs), time.time() - start
+        last100, speed = np.mean(recent or math.nan), step / seconds
+        row = dict(iteration=iteration, step=step, episodes=len(episodes))
+        row |= dict(return_mean=np.mean(returns), return_min=min(returns), return_max=max(returns))
+        row |= dict(length_mean=np.mean(lengths), return_last100=last100, kl=kl, entropy=entropy)
+        row |= dict(ratio_mean=ratio.mean(), ratio_max=ratio.max())
+        row |= dict(ess=ratio.mean() ** 2 / ratio.square().mean())  # (Σw)² / Σw², over B
+        row |= dict(explained_variance=1 - error.var() / variance, value_loss=error.square().mean())
+        row |= dict(learning_rate=optimizers[0].param_groups[0]["lr"])
+        row |= dict(steps_per_second=speed, seconds=seconds) | own_metrics
+        if iteration == 1:
+            metrics.write(",".join(row) + "\n")
+        metrics.write(",".join("" if math.isnan(x) else f"{x:.9g}" for x in row.values()) + "\n")
+        for name in row if events else ():
+            events.add_scalar(name, row[name], step)
+        over = bool(stop) or step >= args.total_steps
+        if over or time.time() > next_line:
+            eta = timedelta(seconds=round(max(args.total_steps - step, 0) * seconds / step))
+            line = f"step {step:,}/{args.total_steps:,} ({step / args.total_steps:.0%})  ETA {eta}"
+            line += f"  return {last100:.1f}  KL {kl:.4f}  {speed:,.0f} steps/s"
+            print(f"\r\x1b[K{line}" if terminal else line, end="" if terminal else "\n", flush=True)
+            next_line = time.time() + (0.1 if terminal else 10)
+
+        # Save
+        normalizer.update(batch.obs)
+        if over or time.time() > next_save:
+            checkpoint = {"script": script, "args": vars(args), "rng": torch.get_rng_state()}
+            checkpoint["progress"] = iteration, step, seconds, recent, metrics.tell()
+            checkpoint["parts"] = [part.state_dict() for part in parts]
+            with open(run_dir / "checkpoint.tmp", "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(file.name, run_dir / "checkpoint.pt")  # the old one or the new, never half
+            next_save = time.time() + args.checkpoint_interval
+    envs.close()
+    print(f"\nrun: {run_dir}\nevaluate it: python -m tools.evaluate {run_dir}")
+    return 128 + stop[0] if stop else 0
+
+
+if __name__ == "__main__":
+    resume = tyro.cli(Args).resume
+    saved = load_checkpoint(resume)["args"] if resume else {}  # the defaults of a resumed run
+    sys.exit(main(tyro.cli(Args, default=Args(**saved))))
