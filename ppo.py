@@ -27,7 +27,7 @@ from torch.distributions import kl_divergence
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
-from common.networks import Normalizer, Policy, Value
+from common.networks import Normalizer, Policy, Value, is_composite
 from common.returns import RewardScaler, gae
 
 Count = Annotated[int, "at least 1", lambda x: x >= 1]
@@ -155,12 +155,11 @@ def load_checkpoint(run_dir):
     """Read the checkpoint of a run of this script. Nothing in it is executed."""
     try:
         checkpoint = torch.load(Path(run_dir, "checkpoint.pt"), "cpu", weights_only=True)
-        script = checkpoint["script"]
+        if checkpoint["script"] != Path(__file__).stem:
+            fail(f"{run_dir} is a run of {checkpoint['script']}.py: give it to that script")
+        return checkpoint
     except Exception as error:  # of any type, as the damage has it
         fail(f"{run_dir} has no checkpoint.pt that can be read ({type(error).__name__})")
-    if script != Path(__file__).stem:
-        fail(f"{run_dir} is a run of {script}.py: give it to that script")
-    return checkpoint
 
 
 def make_envs(env_id, num_envs, **kwargs):
@@ -168,7 +167,7 @@ def make_envs(env_id, num_envs, **kwargs):
     envs = gym.make_vec(env_id, num_envs=num_envs, **kwargs)
     if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:
         raise ValueError(f"autoreset_mode is {envs.metadata.get('autoreset_mode')}, not NEXT_STEP")
-    if not isinstance(envs.single_observation_space, gym.spaces.Box):
+    if is_composite(envs.single_observation_space):
         envs = FlattenObservation(envs)
     return RecordEpisodeStatistics(envs)
 
@@ -196,16 +195,16 @@ def main(args):
         scaler = RewardScaler(args.num_envs, args.gamma, args.normalize_rewards)
         policy_optimizer = Adam(policy.parameters(), args.policy_lr, eps=1e-5, fused=True)
         value_optimizer = Adam(value.parameters(), args.value_lr, eps=1e-5, fused=True)
-        optimizers = [policy_optimizer, value_optimizer]
-        parts = [policy, value, scaler, *optimizers]
-        for part, state in zip(parts, checkpoint.get("parts", [])):
-            part.load_state_dict(state)
+        optimizers = dict(policy_optimizer=policy_optimizer, value_optimizer=value_optimizer)
+        parts = dict(policy=policy, value=value, scaler=scaler) | optimizers
+        for name in parts if args.resume else ():
+            parts[name].load_state_dict(checkpoint[name])
         env_seed = np.random.SeedSequence([args.seed, iteration]).generate_state(1)
         (obs, _), done = envs.reset(seed=int(env_seed[0])), np.zeros(args.num_envs, bool)
         if args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
-    except (gym.error.Error, ImportError, ValueError, RuntimeError, AssertionError) as error:
-        fail(f"cannot set up {args.env_id}: {error}")
+    except (gym.error.Error, ImportError, KeyError, ValueError, RuntimeError, AssertionError) as e:
+        fail(f"cannot set up {args.env_id}: {e}")
     torch.set_rng_state(checkpoint.get("rng", torch.get_rng_state()))
     script, env = Path(__file__).stem, args.env_id.replace("/", "-").replace(":", "-")
     name = args.run_dir or f"runs/{env}/{script}/seed{args.seed}"
@@ -222,19 +221,20 @@ def main(args):
     stop = []  # signals that came: the iteration is finished and saved, but a second one kills
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda s, _: stop.append(s) or signal.signal(s, signal.SIG_DFL))
-    terminal, start, next_line, next_save = sys.stdout.isatty(), time.time() - seconds, 0.0, 0.0
+    width = os.get_terminal_size().columns - 1 if sys.stdout.isatty() else None
+    start, next_line, next_save = time.time() - seconds, 0.0, 0.0
     while step < args.total_steps and not stop:
         # Collect
         batch, old_dist, obs, done, episodes = collect(envs, policy, value, scaler, obs, done, args)
 
         # Update
-        for optimizer in optimizers:
+        for optimizer in optimizers.values():
             left = 1 - step / args.total_steps if args.anneal_lr else 1.0
             optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * left
         own_metrics = update_policy(policy, policy_optimizer, batch, old_dist, args)
         update_value(value, value_optimizer, batch, args)
         if not all(x.isfinite().all() for x in [*policy.parameters(), *value.parameters()]):
-            fail(f"NaN or infinite weights after step {step}; last checkpoint: {run_dir}", code=1)
+            fail(f"NaN or infinite weights at step {step}; {run_dir} keeps the last save", code=1)
 
         # Log
         with torch.no_grad():
@@ -252,7 +252,7 @@ def main(args):
         row |= dict(ratio_mean=ratio.mean(), ratio_max=ratio.max())
         row |= dict(ess=ratio.mean() ** 2 / ratio.square().mean())  # (Σw)² / Σw², over B
         row |= dict(explained_variance=1 - error.var() / variance, value_loss=error.square().mean())
-        row |= dict(learning_rate=optimizers[0].param_groups[0]["lr"])
+        row |= dict(learning_rate=next(iter(optimizers.values())).param_groups[0]["lr"])
         row |= dict(steps_per_second=speed, seconds=seconds) | own_metrics
         if iteration == 1:
             metrics.write(",".join(row) + "\n")
@@ -264,15 +264,15 @@ def main(args):
             eta = timedelta(seconds=round(max(args.total_steps - step, 0) * seconds / step))
             line = f"step {step:,}/{args.total_steps:,} ({step / args.total_steps:.0%})  ETA {eta}"
             line += f"  return {last100:.1f}  KL {kl:.4f}  {speed:,.0f} steps/s"
-            print(f"\r\x1b[K{line}" if terminal else line, end="" if terminal else "\n", flush=True)
-            next_line = time.time() + (0.1 if terminal else 10)
+            print("\r\x1b[K" * bool(width) + line[:width], end="" if width else "\n", flush=True)
+            next_line = time.time() + (0.1 if width else 10)
 
         # Save
         normalizer.update(batch.obs)
         if over or time.time() > next_save:
             checkpoint = {"script": script, "args": vars(args), "rng": torch.get_rng_state()}
             checkpoint["progress"] = iteration, step, seconds, recent, metrics.tell()
-            checkpoint["parts"] = [part.state_dict() for part in parts]
+            checkpoint |= {name: part.state_dict() for name, part in parts.items()}
             with open(run_dir / "checkpoint.tmp", "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()

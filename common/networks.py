@@ -7,6 +7,22 @@ from gymnasium import spaces
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Independent, Normal
 
+NUMBERS = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+
+
+def is_composite(obs_space):
+    """Whether observations have to be flattened first; no for Box, yes for spaces built of numbers.
+
+    Raises ValueError, which names it, for a space or a part of one that is neither.
+    """
+    if isinstance(obs_space, spaces.Dict | spaces.Tuple):
+        for part in obs_space.values() if isinstance(obs_space, spaces.Dict) else obs_space:
+            is_composite(part)
+    elif not isinstance(obs_space, NUMBERS):
+        supported = "Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple"
+        raise ValueError(f"no network for the observation space {obs_space}, only for {supported}")
+    return not isinstance(obs_space, spaces.Box)
+
 
 class Normalizer(nn.Module):
     """Flattens observations, and shifts and scales them by the moments of all seen so far.

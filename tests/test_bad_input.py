@@ -1,0 +1,192 @@
+"""Bad input, trouble and signals: one sentence, the right exit code, nothing lost on disk."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import ppo
+import trpo
+from tools import evaluate, plot
+
+ROOT = Path(__file__).parents[1]
+
+
+def refused(main, capsys):
+    """What a call that must end with exit code 2 says."""
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--env-id CartPol-v1", "Did you mean: `CartPole`?"),
+        ("--env-id nowhere:Env-v0", "No module named 'nowhere'"),
+        ("--gamma 1.5", "--gamma must be from 0 to 1, not 1.5"),
+        ("--resume nothing", "nothing has no checkpoint.pt that can be read"),
+        ("--total-step 10", "--total-steps"),  # a typo: the option that was meant
+        ("--num-envs many", "--num-envs"),
+    ],
+)
+def test_the_command_line(options, words, tmp_path):
+    command = [sys.executable, ROOT / "ppo.py", *options.split()]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert words in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []  # no run directory is left behind
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(gae_lambda=-0.1), "--gae-lambda must be from 0 to 1"),
+        (dict(gamma=float("nan")), "--gamma must be from 0 to 1"),
+        (dict(num_envs=0), "--num-envs must be at least 1"),
+        (dict(total_steps=0), "--total-steps must be at least 1"),
+        (dict(clip_eps=0.0), "--clip-eps must be above 0"),
+        (dict(num_envs=2, num_steps=64, minibatch_size=129), "--minibatch-size"),
+        (dict(device="abacus"), "abacus"),
+        (dict(device="cuda:99"), "cannot set up"),
+        (dict(seed=-1), "cannot set up"),
+    ],
+)
+def test_impossible_arguments(options, words, tmp_path, capsys):
+    args = ppo.Args(run_dir=str(tmp_path / "run"), **options)
+    assert words in refused(lambda: ppo.main(args), capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Spaces(gym.Env):
+    def __init__(self, observation_space=None, action_space=None):
+        self.observation_space = observation_space or gym.spaces.Box(-1, 1)
+        self.action_space = action_space or gym.spaces.Discrete(2)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("spaces", "words"),
+    [
+        (dict(action_space=gym.spaces.Text(3)), "Text"),
+        (dict(action_space=gym.spaces.Dict(a=gym.spaces.Discrete(2))), "Dict"),
+        (dict(observation_space=gym.spaces.Sequence(gym.spaces.Discrete(2))), "Sequence"),
+        (dict(observation_space=gym.spaces.Text(3)), "Text"),
+    ],
+)
+def test_unsupported_spaces_are_named(spaces, words, tmp_path, capsys):
+    gym.register("Spaces-v0", Spaces, kwargs=spaces)
+    args = ppo.Args(env_id="Spaces-v0", run_dir=str(tmp_path / "run"))
+    assert words in refused(lambda: ppo.main(args), capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "options", "words"),
+    [
+        ("torch.utils.tensorboard", dict(tensorboard=True), "tensorboard"),
+        ("mujoco", dict(env_id="HalfCheetah-v5"), 'pip install "gymnasium[mujoco]"'),
+    ],
+)
+def test_a_missing_package_is_named(missing, options, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    args = ppo.Args(run_dir=str(tmp_path / "run"), **options)
+    assert words in refused(lambda: ppo.main(args), capsys)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    ppo.main(ppo.Args(total_steps=100, num_steps=32, run_dir=str(run_dir)))
+    return run_dir
+
+
+def test_damaged_and_foreign_checkpoints(run, tmp_path, capsys):
+    whole = (run / "checkpoint.pt").read_bytes()
+    copy = tmp_path / "checkpoint.pt"
+    for damaged in (b"", b"not a checkpoint", whole[: len(whole) // 2], whole[:-100]):
+        copy.write_bytes(damaged)
+        message = refused(lambda: ppo.load_checkpoint(tmp_path), capsys)
+        assert "no checkpoint.pt that can be read" in message
+    torch.save({"weights": [1, 2, 3]}, copy)
+    refused(lambda: ppo.load_checkpoint(tmp_path), capsys)
+    assert "a run of ppo.py" in refused(lambda: trpo.load_checkpoint(run), capsys)
+
+
+def test_tools_refuse_what_is_not_a_run(run, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"script": "no_such_script"}')
+    elsewhere = evaluate.Args(str(tmp_path))
+    assert "not a run" in refused(lambda: evaluate.main(evaluate.Args("nothing")), capsys)
+    assert "no_such_script.py" in refused(lambda: evaluate.main(elsewhere), capsys)
+    assert "no run" in refused(lambda: plot.main(plot.Args(["nothing"])), capsys)
+    assert "no column luck" in refused(lambda: plot.main(plot.Args([str(run)], "", "luck")), capsys)
+
+
+class Breaks(gym.Env):
+    """Sends a NaN from its 300th step on, as observation or as reward."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,))
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, where):
+        self.where, self.steps = where, 0
+
+    def reset(self, seed=None, options=None):
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        broken = np.nan if self.steps >= 300 else 0.5
+        obs = np.full(3, broken if self.where == "obs" else 0.1, np.float32)
+        return obs, broken if self.where == "reward" else 1.0, self.steps % 9 == 0, False, {}
+
+
+@pytest.mark.parametrize("where", ["obs", "reward"])
+@pytest.mark.parametrize("script", [ppo, trpo], ids=["ppo", "trpo"])
+def test_nan_stops_training_and_keeps_the_last_checkpoint(script, where, tmp_path, capsys):
+    gym.register("Breaks-v0", Breaks, kwargs=dict(where=where))
+    run_dir = tmp_path / "run"
+    sizes = dict(num_envs=2, num_steps=128, minibatch_size=64, checkpoint_interval=1e-9)
+    with pytest.raises(SystemExit) as stop:
+        script.main(script.Args(env_id="Breaks-v0", run_dir=str(run_dir), **sizes))
+    assert stop.value.code == 1
+    assert str(run_dir) in capsys.readouterr().err
+    checkpoint = script.load_checkpoint(run_dir)
+    assert checkpoint["progress"][0] == 2  # the third iteration saw it
+    assert all(x.isfinite().all() for x in checkpoint["policy"].values())
+    assert len((run_dir / "metrics.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_stops(signum, code, tmp_path):
+    command = [sys.executable, ROOT / "ppo.py", "--total-steps", "10_000_000", "--run-dir", "run"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "run" / "metrics.csv"
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signum)
+    out, err = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert "python -m tools.evaluate run" in out
+    last = metrics.read_text().splitlines()[-1].split(",")
+    assert ppo.load_checkpoint(tmp_path / "run")["progress"][:2] == (int(last[0]), int(last[1]))

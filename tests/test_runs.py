@@ -1,0 +1,258 @@
+"""Whole runs: what is on disk, resuming, repeating a seed, evaluating and plotting."""
+
+import csv
+import importlib
+import json
+import shutil
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from tools import evaluate, plot
+
+SCRIPTS = ["vanilla_pg", "is_pg", "trpo", "ppo"]
+# fmt: off
+COLUMNS = [
+    "iteration", "step", "episodes", "return_mean", "return_min", "return_max", "length_mean",
+    "return_last100", "kl", "entropy", "ratio_mean", "ratio_max", "ess", "explained_variance",
+    "value_loss", "learning_rate", "steps_per_second", "seconds",
+]
+# fmt: on
+OWN_COLUMNS = {
+    "vanilla_pg": [],
+    "is_pg": ["weight_ess"],
+    "trpo": ["step_fraction", "cg_residual", "line_search_failed"],
+    "ppo": ["clip_fraction"],
+}
+SMALL = dict(num_envs=4, num_steps=32, minibatch_size=64, value_epochs=2)
+
+
+def train(script, run_dir, **options):
+    module = importlib.import_module(script)
+    return module.main(module.Args(**(SMALL | dict(run_dir=str(run_dir)) | options)))
+
+
+def resume(script, old_run, **options):
+    module = importlib.import_module(script)
+    saved = module.load_checkpoint(old_run)["args"]
+    return module.main(module.Args(**(saved | dict(resume=str(old_run)) | options)))
+
+
+def read(run_dir):
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def timeless(run_dir):
+    times = "steps_per_second", "seconds"
+    return [{k: v for k, v in row.items() if k not in times} for row in read(run_dir)]
+
+
+def weights(run_dir):
+    return torch.load(run_dir / "checkpoint.pt", weights_only=True)["policy"]
+
+
+def same_weights(one, other):
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_on_disk(script, tmp_path):
+    assert train(script, tmp_path / "run", env_id="Acrobot-v1", total_steps=1000) == 0
+    rows = read(tmp_path / "run")
+    assert list(rows[0]) == COLUMNS + OWN_COLUMNS[script]
+    assert [int(row["iteration"]) for row in rows] == list(range(1, len(rows) + 1))
+    assert [int(row["step"]) for row in rows][:3] == [128, 256, 384]  # 4 environments x 32 steps
+    assert int(rows[-2]["step"]) < 1000 <= int(rows[-1]["step"])
+    # Acrobot's episodes are longer than 32 steps: none has ended yet, and nothing is made up
+    first = rows[0]
+    assert first["episodes"] == "0"
+    assert {first[name] for name in COLUMNS[3:8]} == {""}
+    assert 0 < float(first["ess"]) <= 1 + 1e-6
+    assert float(first["kl"]) > 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["script"], config["args"]["env_id"]) == (script, "Acrobot-v1")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoint.pt",
+        "config.json",
+        "metrics.csv",
+    ]
+
+
+def test_reported_returns_are_raw(tmp_path):
+    train("ppo", tmp_path / "run", total_steps=1000)
+    for row in read(tmp_path / "run"):  # CartPole pays 1 a step, whatever the scaler makes of it
+        assert row["return_mean"] == row["length_mean"]
+        if row["episodes"] != "0":
+            assert float(row["return_min"]) >= 8
+
+
+def test_step_sizes_fall_to_zero_at_the_end(tmp_path):
+    for script, lr in [("ppo", 3e-4), ("trpo", 1e-3)]:  # trpo has that of the value function only
+        options = dict(policy_lr=lr) if script == "ppo" else dict(value_lr=lr)
+        train(script, tmp_path / script, env_id="Acrobot-v1", total_steps=512, **options)
+        rates = [float(row["learning_rate"]) for row in read(tmp_path / script)]
+        np.testing.assert_allclose(rates, [lr, lr * 0.75, lr * 0.5, lr * 0.25], rtol=1e-6)
+    train("ppo", tmp_path / "fixed", total_steps=512, anneal_lr=False, policy_lr=0.01)
+    assert {row["learning_rate"] for row in read(tmp_path / "fixed")} == {"0.01"}
+
+
+def test_a_taken_name_gets_a_suffix(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        train("ppo", "", total_steps=128, env_id="CartPole-v1", seed=7)
+    runs = tmp_path / "runs" / "CartPole-v1" / "ppo"
+    assert sorted(path.name for path in runs.iterdir()) == ["seed7", "seed7-2", "seed7-3"]
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_seed_fixes_everything(script, env_id, tmp_path):
+    for name, seed in [("one", 5), ("same", 5), ("other", 6)]:
+        train(script, tmp_path / name, env_id=env_id, total_steps=1000, seed=seed)
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    assert timeless(one) == timeless(same)
+    assert same_weights(one, same)
+    assert timeless(one) != timeless(other)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_resume(script, tmp_path):
+    run = tmp_path / "run"
+    train(script, run, total_steps=1000)
+    before = read(run)
+    with open(run / "metrics.csv", "a") as file:
+        file.write("9,99999,a row that no checkpoint knows of\n99,9")
+    copy = shutil.copytree(run, tmp_path / "copy")
+    for run_dir in (run, copy):
+        assert resume(script, run_dir, total_steps=2000) == 0
+    rows = read(run)
+    assert rows[: len(before)] == before
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(set(steps))
+    assert steps[-1] >= 2000
+    assert [int(row["iteration"]) for row in rows] == list(range(1, len(rows) + 1))
+    assert timeless(run) == timeless(copy)
+    assert same_weights(run, copy)
+
+
+def test_resume_goes_on_from_the_saved_state(tmp_path):
+    """With step sizes of 0 weights stay; statistics and optimizers go on from the saved ones."""
+    run = tmp_path / "run"
+    train("ppo", run, total_steps=500, env_id="Pendulum-v1")
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    resume("ppo", run, total_steps=600, policy_lr=0.0, value_lr=0.0)
+    after = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert torch.equal(saved["policy"]["net.0.weight"], after["policy"]["net.0.weight"])
+    assert saved["policy"]["normalizer.count"] < after["policy"]["normalizer.count"]
+    assert saved["scaler"]["moments.count"] < after["scaler"]["moments.count"]
+    first, second = (x["policy_optimizer"]["state"][0]["step"] for x in (saved, after))
+    assert first < second
+
+
+def test_resume_keeps_environment_and_architecture(tmp_path, capsys):
+    run = tmp_path / "run"
+    train("ppo", run, total_steps=128)
+    kept = {path.name: path.read_bytes() for path in run.iterdir()}
+    for change in (dict(env_id="Acrobot-v1"), dict(hidden_size=32), dict(run_dir="elsewhere")):
+        with pytest.raises(SystemExit) as stop:
+            resume("ppo", run, **(dict(total_steps=1000) | change))
+        assert stop.value.code == 2
+        assert "cannot change" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == kept
+
+
+class Toy(gym.Env):
+    """Observations of several kinds at once; any action space."""
+
+    observation_space = gym.spaces.Dict(
+        position=gym.spaces.Box(-1, 1, (2, 2)),
+        place=gym.spaces.Tuple([gym.spaces.Discrete(3), gym.spaces.MultiDiscrete([2, 4])]),
+        doors=gym.spaces.MultiBinary(3),
+    )
+
+    def __init__(self, action_space):
+        self.action_space = action_space
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return self.observation_space.sample(), 1.0, self.np_random.random() < 0.1, False, {}
+
+
+SPACES = {
+    "Discrete": gym.spaces.Discrete(3, start=-1),
+    "MultiDiscrete": gym.spaces.MultiDiscrete([2, 5, 3]),
+    "MultiBinary": gym.spaces.MultiBinary(4),
+    "Box": gym.spaces.Box(-0.5, 2, (2, 3)),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("name", SPACES)
+def test_every_script_takes_every_space(script, name, tmp_path):
+    gym.register(f"Toy{name}-v0", Toy, kwargs=dict(action_space=SPACES[name]), max_episode_steps=20)
+    assert train(script, tmp_path / "run", env_id=f"Toy{name}-v0", total_steps=256) == 0
+    kl = [float(row["kl"]) for row in read(tmp_path / "run")]
+    assert np.isfinite(kl).all()
+
+
+def test_tensorboard_files(tmp_path):
+    train("ppo", tmp_path / "run", total_steps=128, tensorboard=True)
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
+def test_plot(tmp_path):
+    for script in ("ppo", "trpo"):
+        for seed in (1, 2):
+            train(script, tmp_path / f"{script}{seed}", total_steps=500, seed=seed)
+    runs = plot.read_runs([str(tmp_path)], "return_last100")
+    assert {script: len(series) for script, series in runs["CartPole-v1"].items()} == {
+        "ppo": 2,
+        "trpo": 2,
+    }
+    rows = [row for row in read(tmp_path / "ppo1") if row["return_last100"]]
+    steps, values = runs["CartPole-v1"]["ppo"][0]
+    assert steps.tolist() == [float(row["step"]) for row in rows]
+    assert values.tolist() == [float(row["return_last100"]) for row in rows]
+    picture = tmp_path / "curves.png"
+    plot.main(plot.Args(run_dirs=[str(tmp_path)], output=str(picture)))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_films_an_episode(tmp_path, capsys):
+    train("ppo", tmp_path / "run", total_steps=128)
+    evaluate.main(evaluate.Args(run_dir=str(tmp_path / "run"), episodes=2, video=True))
+    assert "2 episodes, sampled actions: return" in capsys.readouterr().out
+    (video,) = (tmp_path / "run" / "video").glob("*.mp4")
+    assert b"ftyp" in video.read_bytes()[:16]
+
+
+# A random policy gets 22 on CartPole and -1200 on Pendulum
+@pytest.mark.parametrize(
+    ("script", "env_id", "steps", "least"),
+    [
+        ("vanilla_pg", "CartPole-v1", 40_000, 300),
+        ("is_pg", "CartPole-v1", 40_000, 300),
+        ("trpo", "CartPole-v1", 40_000, 300),
+        ("ppo", "CartPole-v1", 40_000, 300),
+        ("trpo", "Pendulum-v1", 100_000, -400),
+        ("ppo", "Pendulum-v1", 100_000, -400),
+    ],
+)
+def test_it_learns_and_evaluates_as_it_trained(script, env_id, steps, least, tmp_path, capsys):
+    module = importlib.import_module(script)
+    module.main(module.Args(env_id=env_id, total_steps=steps, run_dir=str(tmp_path / "run")))
+    trained = float(read(tmp_path / "run")[-1]["return_mean"])
+    assert trained >= least
+    capsys.readouterr()
+    evaluate.main(evaluate.Args(run_dir=str(tmp_path / "run"), episodes=20))
+    evaluated = float(capsys.readouterr().out.split("return ")[1].split(" ±")[0])
+    assert evaluated >= least

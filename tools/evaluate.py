@@ -1,0 +1,106 @@
+"""Play episodes with the policy of a run, and film one.
+
+python -m tools.evaluate runs/CartPole-v1/ppo/seed1 --episodes 20 --video
+"""
+
+import importlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+
+from tools import fail
+
+
+@dataclass
+class Args:
+    run_dir: Annotated[str, tyro.conf.Positional]  # a run of any of the scripts
+    episodes: int = 10  # to play; all at once, each in an environment of its own
+    mode: bool = False  # take the most likely action, not a sampled one
+    seed: int = 0  # of the environments and the actions
+    max_steps: int = 10_000  # an episode that lasts longer is cut off there
+    video: bool = False  # film one more episode, to RUN_DIR/video (pip install moviepy)
+
+
+def load(run_dir):
+    """The script module, the arguments and the checkpoint of a run."""
+    try:
+        script = json.loads(Path(run_dir, "config.json").read_text())["script"]
+    except (OSError, ValueError, LookupError, TypeError):
+        fail(f"{run_dir} is not a run: it has no config.json that names its script")
+    if not (Path(__file__).parents[1] / f"{script}.py").is_file():
+        fail(f"{run_dir} is a run of {script}.py, and there is no such script here")
+    module = importlib.import_module(script)
+    checkpoint = module.load_checkpoint(run_dir)
+    return module, module.Args(**checkpoint["args"]), checkpoint
+
+
+@torch.no_grad()
+def play(envs, policy, args):
+    """An episode in each environment. Returns the returns, the lengths and who finished, (N,)."""
+    torch.manual_seed(args.seed)
+    obs, _ = envs.reset(seed=args.seed)
+    returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
+    finished = np.zeros(envs.num_envs, bool)
+    for _ in range(args.max_steps):
+        obs = torch.from_numpy(np.array(obs, np.float32))
+        actions = policy(obs).mode if args.mode else policy.sample(obs)
+        obs, reward, terminated, truncated, _ = envs.step(policy.to_env(actions))
+        returns += reward * ~finished
+        lengths += ~finished
+        finished |= terminated | truncated
+        if finished.all():
+            break
+    envs.close()
+    return returns, lengths, finished
+
+
+def main(args):
+    if args.episodes < 1 or args.max_steps < 1:
+        fail("--episodes and --max-steps must be at least 1")
+    script, trained, checkpoint = load(args.run_dir)
+    folder = Path(args.run_dir, "video")
+    film = partial(
+        gym.wrappers.RecordVideo,
+        video_folder=str(folder),
+        name_prefix=f"step{checkpoint['progress'][1]}",
+        disable_logger=True,
+    )
+    try:
+        envs = script.make_envs(trained.env_id, args.episodes)
+        normalizer = script.Normalizer(envs.single_observation_space.shape, trained.normalize_obs)
+        policy = script.Policy(normalizer, envs.single_action_space, trained.hidden_size)
+        policy.load_state_dict(checkpoint["policy"])
+        if args.video:
+            stage = script.make_envs(
+                trained.env_id,
+                1,
+                vectorization_mode="sync",
+                render_mode="rgb_array",
+                wrappers=[film],
+            )
+    except (gym.error.Error, ImportError, LookupError, ValueError, RuntimeError) as error:
+        fail(f"cannot set up {trained.env_id}: {error}")
+
+    returns, lengths, finished = play(envs, policy, args)
+    print("returns:", " ".join(f"{x:.1f}" for x in returns))
+    print(
+        f"{args.episodes} episodes, {'mode' if args.mode else 'sampled'} actions: "
+        f"return {returns.mean():.1f} ± {returns.std():.1f}, length {lengths.mean():.1f}"
+    )
+    if not finished.all():
+        print(f"{(~finished).sum()} of them were cut off at --max-steps {args.max_steps}")
+    if args.video:
+        (filmed,), _, _ = play(stage, policy, args)
+        print(f"video: {max(folder.glob('*.mp4'), key=lambda path: path.stat().st_mtime)}", end="")
+        print(f", of an episode of return {filmed:.1f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
