@@ -51,13 +51,13 @@ class Args:
     minibatch_size: Count = 256  # transitions per step, where a batch is taken in minibatches
     max_grad_norm: Positive = 0.5  # a longer gradient is scaled down to this
     anneal_lr: bool = True  # let the step sizes fall linearly, to 0 at total_steps
-    device: str = "cpu"  # of the networks: cpu, cuda, cuda:1, mps
+    device: str = "cpu"  # of the networks: cpu, cuda or cuda:1
     num_threads: Count = 1  # of PyTorch on the CPU; more pay off for wide networks only
     run_dir: str = ""  # default: runs/ENV/SCRIPT/seedSEED; a name already taken gets a suffix
     resume: str = ""  # a run to continue; options default to its own, environments start anew
     checkpoint_interval: Positive = 60.0  # seconds from one checkpoint to the next
     tensorboard: bool = False  # write event files too (pip install tensorboard)
-    num_steps: Count = 128  # steps per environment and iteration, T
+    num_steps: Annotated[int, "at least 2", lambda x: x >= 2] = 128  # per environment and batch, T
     policy_lr: Fraction = 2e-3  # Adam step size of the policy
     policy_epochs: Count = 4  # passes over the batch per update of the policy
     entropy_coef: Fraction = 0.0  # weight of the entropy bonus
@@ -142,9 +142,9 @@ def collect(envs, policy, value, scaler, obs, done, args):
     for _ in range(args.num_steps):
         action = policy.sample(torch.from_numpy(all_obs[-1]).to(args.device))
         obs, reward, terminated, truncated, info = envs.step(policy.to_env(action))
-        steps.append((action.numpy(force=True), reward, terminated, terminated | truncated, ~done))
+        valid, done = ~done, terminated | truncated
+        steps.append((action.numpy(force=True), *map(np.array, (reward, terminated)), done, valid))
         all_obs.append(np.array(obs, np.float32))
-        done = terminated | truncated
         if "episode" in info:
             episodes += zip(*(info["episode"][key][done].tolist() for key in "rl"))
 

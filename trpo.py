@@ -51,13 +51,13 @@ class Args:
     minibatch_size: Count = 256  # transitions per step, where a batch is taken in minibatches
     max_grad_norm: Positive = 0.5  # a longer gradient is scaled down to this
     anneal_lr: bool = True  # let the step sizes fall linearly, to 0 at total_steps
-    device: str = "cpu"  # of the networks: cpu, cuda, cuda:1, mps
+    device: str = "cpu"  # of the networks: cpu, cuda or cuda:1
     num_threads: Count = 1  # of PyTorch on the CPU; more pay off for wide networks only
     run_dir: str = ""  # default: runs/ENV/SCRIPT/seedSEED; a name already taken gets a suffix
     resume: str = ""  # a run to continue; options default to its own, environments start anew
     checkpoint_interval: Positive = 60.0  # seconds from one checkpoint to the next
     tensorboard: bool = False  # write event files too (pip install tensorboard)
-    num_steps: Count = 256  # steps per environment and iteration, T
+    num_steps: Annotated[int, "at least 2", lambda x: x >= 2] = 256  # per environment and batch, T
     max_kl: Positive = 0.01  # radius of the trust region, δ
     cg_iters: Count = 10  # conjugate-gradient iterations at most
     cg_tolerance: Fraction = 1e-5  # they end at a residual this small, relative to the gradient
@@ -100,7 +100,7 @@ def conjugate_gradient(matvec, b, iters, tolerance):
         x += step * direction
         residual -= step * product
         direction = residual + (residual @ residual) / residual_sq * direction
-    return x, (residual.norm() / b.norm()).item()
+    return x, (residual.norm() / b.norm()).nan_to_num().item()  # 0 for b = 0
 
 
 def update_policy(policy, batch, old_dist, args):
@@ -167,9 +167,9 @@ def collect(envs, policy, value, scaler, obs, done, args):
     for _ in range(args.num_steps):
         action = policy.sample(torch.from_numpy(all_obs[-1]).to(args.device))
         obs, reward, terminated, truncated, info = envs.step(policy.to_env(action))
-        steps.append((action.numpy(force=True), reward, terminated, terminated | truncated, ~done))
+        valid, done = ~done, terminated | truncated
+        steps.append((action.numpy(force=True), *map(np.array, (reward, terminated)), done, valid))
         all_obs.append(np.array(obs, np.float32))
-        done = terminated | truncated
         if "episode" in info:
             episodes += zip(*(info["episode"][key][done].tolist() for key in "rl"))
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import nn
@@ -75,7 +76,8 @@ class CategoricalHead(nn.Module):
 
     def forward(self, outputs):
         dist = Categorical(logits=self.logits(outputs), validate_args=False)
-        return Independent(dist, len(self.shape) - 1, validate_args=False)
+        joint = len(self.shape) - 1  # 0 for Discrete
+        return Independent(dist, joint, validate_args=False) if joint else dist
 
     def sample(self, outputs):
         logits = self.logits(outputs)
@@ -110,8 +112,7 @@ class GaussianHead(nn.Module):
         super().__init__()
         self.shape, self.dtype = space.shape, space.dtype
         self.log_std = nn.Parameter(torch.zeros(space.shape))
-        self.register_buffer("low", torch.as_tensor(space.low, dtype=torch.float32))
-        self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32))
+        self.low, self.high = space.low, space.high
 
     def forward(self, outputs):
         dist = Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -121,7 +122,8 @@ class GaussianHead(nn.Module):
         return outputs + self.log_std.exp() * torch.randn_like(outputs)
 
     def to_env(self, actions):
-        return actions.clamp(self.low, self.high).numpy(force=True).astype(self.dtype, copy=False)
+        actions = np.clip(actions.numpy(force=True), self.low, self.high)
+        return (actions.round() if self.dtype.kind in "iu" else actions).astype(self.dtype)
 
 
 HEADS = {

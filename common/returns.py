@@ -27,7 +27,7 @@ def gae(rewards, values, terminated, done, gamma, gae_lambda):
 class RewardScaler(nn.Module):
     """Divides rewards by the running standard deviation of the discounted return.
 
-    R_t = γ R_{t-1} + r_t, from 0 at the start of each episode (Engstrom et al. 2020, section 3).
+    R_t = γ R_{t-1} + r_t, from 0 at the start of each episode (Engstrom et al. 2020).
     """
 
     def __init__(self, num_envs, gamma, enabled=True):

@@ -65,3 +65,13 @@ def test_nesting(path):
         return block + max((depth(child) for child in ast.iter_child_nodes(node)), default=0)
 
     assert depth(ast.parse(path.read_text())) <= 4
+
+
+def test_readme_shows_the_real_diff():
+    readme = (ROOT / "README.md").read_text()
+    shown = readme.split("```diff\n")[1].split("```")[0].splitlines()
+    real = difflib.ndiff(SOURCES["is_pg"].splitlines(), SOURCES["ppo"].splitlines())
+    changes = [line[0] + line[2:] for line in real if line[0] in "+- "]
+    assert {line.rstrip() for line in shown} <= {line.rstrip() for line in changes}
+    assert {line[0] for line in shown} == {"+", "-", " "}
+    assert len(readme.splitlines()) <= 120

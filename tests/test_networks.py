@@ -1,0 +1,276 @@
+"""Distributions, samples and normalisation, against enumeration, closed forms, SciPy and NumPy."""
+
+import copy
+import itertools
+import math
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import integrate, stats
+from torch import nn
+from torch.distributions import kl_divergence
+
+import ppo
+from common.networks import Normalizer, Policy, Value
+
+DISCRETE = [
+    spaces.Discrete(4),
+    spaces.Discrete(3, start=-2),
+    spaces.MultiDiscrete([2, 4, 1]),
+    spaces.MultiDiscrete([3, 2], start=[-5, 7]),
+    spaces.MultiDiscrete([[2, 3], [1, 2]]),
+    spaces.MultiBinary(3),
+    spaces.MultiBinary([2, 2]),
+]
+BOX = [
+    spaces.Box(-1, 2, ()),
+    spaces.Box(np.array([-1, -2, 0]), np.array([1, 2, 5]), dtype=np.float64),
+    spaces.Box(-1, 2, (2, 2)),
+    spaces.Box(-np.inf, np.inf, (2,)),
+]
+OBS = torch.zeros(1, 2)
+
+
+def make(space, seed):
+    """A policy that is the same for every observation, and the NumPy numbers that make it up."""
+    policy, rng = Policy(Normalizer((2,)), space, hidden_size=8), np.random.default_rng(seed)
+    outputs = rng.normal(size=policy.net[-1].bias.shape)
+    policy.net[-1].weight.data.zero_()
+    policy.net[-1].bias.data = torch.tensor(outputs, dtype=torch.float32)
+    if not isinstance(space, spaces.Box):
+        return policy, outputs
+    std = rng.uniform(0.3, 2, space.shape)
+    policy.head.log_std.data = torch.tensor(np.log(std), dtype=torch.float32)
+    return policy, (outputs.reshape(space.shape), std)
+
+
+def enumerate_actions(space, outputs):
+    """All joint actions counted from 0, (J, *shape), and the probability of each."""
+    if isinstance(space, spaces.MultiBinary):
+        rows = [[1 - p, p] for p in 1 / (1 + np.exp(-outputs))]
+    else:
+        sizes = np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+        rows = [np.exp(row[:n]) for row, n in zip(outputs.reshape(len(sizes), -1), sizes)]
+        rows = [row / row.sum() for row in rows]
+    joint = list(itertools.product(*(range(len(row)) for row in rows)))
+    probs = [math.prod(row[a] for row, a in zip(rows, action)) for action in joint]
+    return np.reshape(joint, (-1, *space.shape)), np.array(probs)
+
+
+@pytest.mark.parametrize("space", DISCRETE, ids=str)
+def test_discrete_distributions_by_enumeration(space):
+    (policy, outputs), (other, other_outputs) = make(space, seed=0), make(space, seed=1)
+    (actions, p), (_, q) = (
+        enumerate_actions(space, outputs),
+        enumerate_actions(space, other_outputs),
+    )
+    dist = policy(OBS)
+    assert dist.batch_shape == (1,)
+    log_probs = dist.log_prob(torch.tensor(actions, dtype=policy.sample(OBS).dtype))
+    kl, entropy = kl_divergence(dist, other(OBS)), dist.entropy()
+    assert_allclose(log_probs.exp().sum().item(), 1, rtol=1e-6)
+    assert_allclose(log_probs.detach(), np.log(p), rtol=1e-5)
+    assert_allclose(entropy.item(), -(p * np.log(p)).sum(), rtol=1e-5)
+    assert_allclose(kl.item(), (p * np.log(p / q)).sum(), rtol=1e-4)
+    (kl + entropy + log_probs.sum()).backward()
+    assert all(each.net[-1].bias.grad.isfinite().all() for each in (policy, other))
+
+
+@pytest.mark.parametrize("space", DISCRETE, ids=str)
+def test_discrete_samples(space):
+    torch.manual_seed(0)
+    policy, outputs = make(space, seed=2)
+    obs, start = OBS.expand(20_000, 2), getattr(space, "start", 0)
+    for sample in (policy.sample(obs), policy(obs).sample()):
+        sent = policy.to_env(sample)
+        assert sent.dtype == space.dtype
+        assert all(map(space.contains, np.unique(sent, axis=0)))
+        for action, p in zip(*enumerate_actions(space, outputs)):
+            frequency = (sent == action + start).reshape(20_000, -1).all(1).mean()
+            assert abs(frequency - p) < 5 * math.sqrt(p * (1 - p) / 20_000)
+
+
+def test_padding_is_never_taken_even_where_its_output_is_the_largest():
+    policy, _ = make(spaces.MultiDiscrete([2, 4]), seed=0)
+    policy.net[-1].bias.data = torch.tensor([0.0, 0, 50, 50, 0, 0, 0, 0])
+    probs = policy(OBS).base_dist.probs[0]
+    assert_allclose(probs.detach(), [[0.5, 0.5, 0, 0], [0.25] * 4])
+    assert (policy.sample(OBS.expand(1000, 2))[:, 0] < 2).all()
+
+
+@pytest.mark.parametrize("space", BOX, ids=str)
+def test_gaussians_in_closed_form(space):
+    (policy, (mean, std)), (other, (mean_2, std_2)) = make(space, seed=0), make(space, seed=1)
+    dist, actions = policy(OBS), np.random.default_rng(2).normal(size=(10, *space.shape)) * 3
+    assert dist.batch_shape == (1,)
+    log_probs = dist.log_prob(torch.tensor(actions, dtype=torch.float32)).detach()
+    log_densities = stats.norm(mean, std).logpdf(actions).reshape(10, -1)
+    kl = np.log(std_2 / std) + (std**2 + (mean - mean_2) ** 2) / (2 * std_2**2) - 1 / 2
+    assert_allclose(log_probs, log_densities.sum(1), rtol=1e-5)
+    assert_allclose(dist.entropy().item(), stats.norm(mean, std).entropy().sum(), rtol=1e-5)
+    assert_allclose(kl_divergence(dist, other(OBS)).item(), kl.sum(), rtol=1e-5)
+
+
+def test_gaussian_by_integration():
+    dist, other = (make(BOX[0], seed)[0](OBS) for seed in (0, 1))
+    grid = torch.linspace(-30, 30, 20_001)
+    log_p, log_q = (d.log_prob(grid).detach().double().numpy() for d in (dist, other))
+    expected = [1, dist.entropy().item(), kl_divergence(dist, other).item()]
+    for function, integral in zip([np.ones_like(log_p), -log_p, log_p - log_q], expected):
+        found = integrate.simpson(np.exp(log_p) * function, x=grid.double())
+        assert_allclose(found, integral, rtol=1e-4)
+
+
+@pytest.mark.parametrize("space", BOX, ids=str)
+def test_gaussian_samples(space):
+    torch.manual_seed(0)
+    policy, (mean, std) = make(space, seed=2)
+    obs = OBS.expand(20_000, 2)
+    for sample in (policy.sample(obs), policy(obs).sample()):
+        z = ((sample.detach().numpy() - mean) / std).reshape(20_000, -1).T
+        assert all(stats.kstest(component, "norm").pvalue > 1e-4 for component in z)
+        correlations = np.atleast_2d(np.corrcoef(z)) - np.eye(len(z))
+        assert np.abs(correlations).max() < 5 / math.sqrt(20_000)
+
+
+@pytest.mark.parametrize(
+    ("space", "action", "sent"),
+    [
+        (BOX[0], 9.0, 2),
+        (BOX[1], [9.0, -9, 3], [1, -2, 3]),
+        (BOX[2], [[-9.0, 9], [0.5, 2]], [[-1, 2], [0.5, 2]]),
+        (BOX[3], [-1e9, 0.25], [-1e9, 0.25]),
+    ],
+)
+def test_box_actions_are_clipped_to_the_bounds(space, action, sent):
+    actions = torch.tensor([action])
+    clipped = make(space, seed=0)[0].to_env(actions)
+    assert_array_equal(clipped, [sent])
+    assert clipped.dtype == space.dtype
+    assert space.contains(clipped[0, ...])
+    assert_array_equal(actions, [action])  # scored as it was sampled
+
+
+TWO = spaces.Discrete(2)
+OTHERS = [spaces.Text(5), spaces.Graph(TWO, None), spaces.Dict(a=TWO), spaces.Tuple([TWO])]
+
+
+@pytest.mark.parametrize("space", OTHERS, ids=str)
+def test_other_action_spaces_are_refused_by_name(space):
+    with pytest.raises(ValueError, match=type(space).__name__):
+        Policy(Normalizer((2,)), space)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64, bool])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
+def test_normalizer_against_the_whole_history(shape, dtype):
+    rng = np.random.default_rng(0)
+    obs = rng.integers(0, 2 if dtype is bool else 200, (90, *shape)).astype(dtype)
+    history, flat = torch.from_numpy(obs), obs.reshape(90, -1).astype(float)
+    for sizes in ([90], [1, 2, 37, 50]):
+        normalizer, count = Normalizer(shape), 0
+        for part in history.split(sizes):
+            restored = Normalizer(shape)
+            restored.load_state_dict(normalizer.state_dict())
+            restored.update(part)
+            normalizer.update(part)
+            count += len(part)
+            mean, std = flat[:count].mean(0), flat[:count].std(0).clip(1e-8)  # of one row it is 0
+            expected = ((flat - mean) / std).clip(-10, 10)
+            for each in (normalizer, normalizer, restored):  # twice: acting moves nothing
+                assert_allclose(each(history), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_normalizer_limits():
+    normalizer, disabled = Normalizer((2,)), Normalizer((1, 2), enabled=False)
+    assert_array_equal(normalizer(torch.tensor([[3, -4]])), [[3, -4]])  # nothing known yet
+    for _ in range(2):
+        normalizer.update(torch.tensor([[0.1, 1], [0.1, -1], [0.1, 1], [0.1, -1]]))
+        disabled.update(torch.tensor([[[5.0, 7]], [[1, 2]]]))
+    # The first feature never moved; the second has mean 0 and standard deviation 1
+    far = normalizer(torch.tensor([[0.1, 9.5], [0.1, 11], [0.1, -99]]))
+    assert_allclose(far, [[0, 9.5], [0, 10], [0, -10]], rtol=1e-6)
+    assert_array_equal(disabled(torch.tensor([[[99, -5]]])), [[99, -5]])
+
+
+@pytest.mark.parametrize("network", ["policy", "value"])
+def test_initial_weights_are_orthogonal(network):
+    policy, value = Policy(Normalizer((5,)), spaces.Discrete(4), 16), Value(Normalizer((5,)), 16)
+    net, gain = (policy.net, 0.01) if network == "policy" else (value.net, 1)
+    linears = [layer for layer in net if isinstance(layer, nn.Linear)]
+    for linear, size in zip(linears, [math.sqrt(2), math.sqrt(2), gain], strict=True):
+        short = min(linear.weight.detach() / size, linear.weight.detach().T / size, key=len)
+        assert_allclose(short @ short.T, np.eye(len(short)), atol=1e-5)
+        assert not linear.bias.any()
+
+
+def test_first_policy_is_near_uniform_or_standard_normal():
+    torch.manual_seed(0)
+    obs, normalizer = torch.randn(100, 5), Normalizer((5,))
+    entropy = Policy(normalizer, spaces.MultiDiscrete([4, 2]))(obs).entropy()
+    assert_allclose(entropy.detach(), math.log(4 * 2), rtol=1e-4)
+    dist = Policy(normalizer, spaces.Box(-1, 1, (3,)))(obs)
+    assert_allclose(dist.mean.detach(), np.zeros((100, 3)), atol=0.05)
+    assert_array_equal(dist.stddev.detach(), np.ones((100, 3)))
+
+
+class Showing(gym.Env):
+    """Shows one and the same observation for ever."""
+
+    action_space = spaces.MultiDiscrete([2, 3])
+
+    def __init__(self, space, shown):
+        self.observation_space, self.shown = space, shown
+
+    def reset(self, *, seed=None, options=None):
+        return copy.deepcopy(self.shown), {}
+
+    def step(self, action):
+        return copy.deepcopy(self.shown), 0.0, False, False, {}
+
+
+gym.register("Showing-v0", Showing)
+VECTOR, THREE = np.float32([0.5, -1]), spaces.Discrete(3)
+PAIR = spaces.Dict(place=spaces.Box(-1, 1, (2,)), which=THREE)
+NESTED = spaces.Dict(pair=PAIR, row=spaces.Tuple([THREE]))
+
+
+@pytest.mark.parametrize(
+    ("space", "shown", "flat"),
+    [
+        (spaces.Box(-1, 1, ()), np.array(0.5, np.float32), [0.5]),
+        (spaces.Box(-1, 1, (2,)), VECTOR, [0.5, -1]),
+        (spaces.Box(-9, 9, (2, 2), np.float64), np.array([[1.5, 2], [3, -4]]), [1.5, 2, 3, -4]),
+        (spaces.Box(0, 255, (1, 2, 2), np.uint8), np.uint8([[[0, 255], [7, 8]]]), [0, 255, 7, 8]),
+        (spaces.Box(-9, 9, (2,), np.int64), np.array([-9, 9]), [-9, 9]),
+        (spaces.Box(0, 1, (2,), bool), np.array([True, False]), [1, 0]),
+        (THREE, 2, [0, 0, 1]),
+        (spaces.Discrete(3, start=2), 2, [1, 0, 0]),
+        (spaces.MultiDiscrete([2, 3]), np.array([1, 0]), [0, 1, 1, 0, 0]),
+        (spaces.MultiBinary(3), np.int8([1, 0, 1]), [1, 0, 1]),
+        (PAIR, {"place": VECTOR, "which": 1}, [0.5, -1, 0, 1, 0]),
+        (spaces.Tuple([THREE, spaces.MultiBinary(2)]), (0, np.int8([0, 1])), [1, 0, 0, 0, 1]),
+        (NESTED, {"pair": {"place": VECTOR, "which": 2}, "row": (1,)}, [0.5, -1, 0, 0, 1, 0, 1, 0]),
+    ],
+)
+def test_every_observation_space_reaches_the_networks(space, shown, flat):
+    envs = ppo.make_envs("Showing-v0", 3, space=space, shown=shown)
+    normalizer = Normalizer(envs.single_observation_space.shape, enabled=False)
+    policy, value = Policy(normalizer, envs.single_action_space), Value(normalizer)
+    args = SimpleNamespace(num_steps=2, num_envs=3, gamma=0.9, gae_lambda=0.9, device="cpu")
+    obs, done = envs.reset(seed=0)[0], np.zeros(3, bool)
+    batch, *_ = ppo.collect(envs, policy, value, lambda rewards, *_: rewards, obs, done, args)
+    assert_array_equal(normalizer(batch.obs), [flat] * 6)
+    assert batch.actions.shape == (6, 2)
+    assert batch.values.shape == (6,)
+
+
+def test_other_parts_of_an_observation_are_refused_by_name():
+    space, shown = spaces.Dict(which=THREE, words=spaces.Text(5)), {"which": 1, "words": "up"}
+    with pytest.raises(ValueError, match="Text"):
+        ppo.make_envs("Showing-v0", 3, space=space, shown=shown)
