@@ -22,13 +22,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.wrappers.vector import FlattenObservation, RecordEpisodeStatistics
+from gymnasium.wrappers.vector import FlattenObservation
 from torch.distributions import kl_divergence
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
 from common.networks import Normalizer, Policy, Value, is_composite
-from common.returns import RewardScaler, gae
+from common.returns import RewardScaler, episode_returns, gae
 
 Count = Annotated[int, "at least 1", lambda x: x >= 1]
 Fraction = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
@@ -81,9 +81,9 @@ class Batch(NamedTuple):
 def update_policy(policy, optimizer, batch, old_dist, args):
     """Improve the policy on a batch that old_dist acted in. Returns metrics of its own."""
     old_log_probs = old_dist.log_prob(batch.actions)
-    clip_fractions, limited = [], args.target_kl < math.inf
-    epochs = torch.cat([torch.randperm(len(batch.obs)) for _ in range(args.policy_epochs)])
-    for idx in epochs.split(args.minibatch_size):
+    clipped, limited = [], args.target_kl < math.inf
+    epochs = (torch.randperm(len(batch.obs)) for _ in range(args.policy_epochs))
+    for idx in itertools.chain.from_iterable(epoch.split(args.minibatch_size) for epoch in epochs):
         if limited and kl_divergence(old_dist, policy(batch.obs)).mean() > args.target_kl:
             break
         dist, advantages = policy(batch.obs[idx]), batch.advantages[idx]
@@ -94,10 +94,10 @@ def update_policy(policy, optimizer, batch, old_dist, args):
             objective = objective + args.entropy_coef * dist.entropy().mean()
         optimizer.zero_grad()
         (-objective).backward()
-        clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+        clip_grad_norm_(optimizer.param_groups[0]["params"], args.max_grad_norm, foreach=False)
         optimizer.step()
-        clip_fractions.append((ratio != clipped_ratio).float().mean())
-    return {"clip_fraction": torch.stack(clip_fractions).mean()}
+        clipped.append(ratio != clipped_ratio)
+    return {"clip_fraction": torch.cat(clipped).float().mean()}
 
 
 # --- shared by every script
@@ -105,44 +105,46 @@ def update_policy(policy, optimizer, batch, old_dist, args):
 
 def update_value(value, optimizer, batch, args):
     """Regress V(s) on the λ-returns."""
-    epochs = torch.cat([torch.randperm(len(batch.obs)) for _ in range(args.value_epochs)])
-    for idx in epochs.split(args.minibatch_size):
+    epochs = (torch.randperm(len(batch.obs)) for _ in range(args.value_epochs))
+    for idx in itertools.chain.from_iterable(epoch.split(args.minibatch_size) for epoch in epochs):
         loss = (value(batch.obs[idx]) - batch.returns[idx]).square().mean()
         optimizer.zero_grad()
         loss.backward()
-        clip_grad_norm_(value.parameters(), args.max_grad_norm)
+        clip_grad_norm_(optimizer.param_groups[0]["params"], args.max_grad_norm, foreach=False)
         optimizer.step()
 
 
 @torch.no_grad()
-def collect(envs, policy, value, scaler, obs, done, args):
-    """Act for T steps from obs (N, …) and done (N,), and only then evaluate what happened.
+def collect(envs, policy, value, scaler, state, args):
+    """Act for T steps from a state: obs (N, …), done (N,), returns and lengths so far (2, N).
 
     The step after `done` merely resets the environment (autoreset NEXT_STEP): it is not valid.
-    Returns the Batch, π_old on it, the next obs and done, and the ended episodes (return, length).
+    Returns the Batch, π_old on it, the next state, and (return, length) of each ended episode.
     """
-    all_obs, steps, episodes = [np.array(obs, np.float32)], [], []
-    for _ in range(args.num_steps):
-        action = policy.sample(torch.from_numpy(all_obs[-1]).to(args.device))
-        obs, reward, terminated, truncated, info = envs.step(policy.to_env(action))
-        valid, done = ~done, terminated | truncated
-        steps.append((action.numpy(force=True), *map(np.array, (reward, terminated)), done, valid))
-        all_obs.append(np.array(obs, np.float32))
-        if "episode" in info:
-            episodes += zip(*(info["episode"][key][done].tolist() for key in "rl"))
+    obs, done, so_far = state
+    all_obs = np.empty((args.num_steps + 1, *obs.shape), np.float32)  # (T+1, N, …)
+    rewards = np.empty((args.num_steps, args.num_envs))  # (T, N), as the masks
+    terminated, ended, valid = np.empty((3, *rewards.shape), bool)
+    actions, all_obs[0] = [], obs
+    for t in range(args.num_steps):
+        actions.append(policy.sample(torch.from_numpy(all_obs[t]).to(args.device)))
+        step = envs.step(policy.to_env(actions[t]))
+        all_obs[t + 1], rewards[t], terminated[t], truncated, _ = step
+        valid[t] = ~done
+        ended[t] = done = terminated[t] | truncated
 
-    all_obs = np.stack(all_obs)  # (T+1, N, …)
-    actions, rewards, terminated, ended, valid = map(np.stack, zip(*steps))  # (T, N, …)
     values = value(torch.from_numpy(all_obs).to(args.device).flatten(0, 1))
     values = values.numpy(force=True).reshape(-1, args.num_envs)  # (T+1, N)
-    rewards = scaler(rewards, ended, valid)
-    advantages = gae(rewards, values, terminated, ended, args.gamma, args.gae_lambda)
+    scaled = scaler(rewards, ended, valid)
+    advantages = gae(scaled, values, terminated, ended, args.gamma, args.gae_lambda)
     returns = advantages + values[:-1]
     advantages = (advantages - advantages[valid].mean()) / (advantages[valid].std() + 1e-8)
+    actions = torch.stack(actions).numpy(force=True)
     grids = all_obs[:-1], actions, np.float32(advantages), np.float32(returns), values[:-1]
     arrays = [*(grid[valid] for grid in grids), valid, ended]
     batch = Batch(*(torch.from_numpy(array).to(args.device) for array in arrays))
-    return batch, policy(batch.obs), obs, done, episodes
+    episodes, so_far = episode_returns(rewards, ended, valid, so_far)
+    return batch, policy(batch.obs), (all_obs[-1], done, so_far), episodes
 
 
 def fail(message, code=2):
@@ -163,13 +165,11 @@ def load_checkpoint(run_dir):
 
 
 def make_envs(env_id, num_envs, **kwargs):
-    """Environments that report the return of each episode, with observations in one Box."""
+    """Environments stepped together, their observations in one Box."""
     envs = gym.make_vec(env_id, num_envs=num_envs, **kwargs)
     if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:
         raise ValueError(f"autoreset_mode is {envs.metadata.get('autoreset_mode')}, not NEXT_STEP")
-    if is_composite(envs.single_observation_space):
-        envs = FlattenObservation(envs)
-    return RecordEpisodeStatistics(envs)
+    return FlattenObservation(envs) if is_composite(envs.single_observation_space) else envs
 
 
 def main(args):
@@ -200,7 +200,7 @@ def main(args):
         for name in parts if args.resume else ():
             parts[name].load_state_dict(checkpoint[name])
         env_seed = np.random.SeedSequence([args.seed, iteration]).generate_state(1)
-        (obs, _), done = envs.reset(seed=int(env_seed[0])), np.zeros(args.num_envs, bool)
+        state = envs.reset(seed=int(env_seed[0]))[0], np.zeros(args.num_envs, bool), 0.0
         if args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
     except (gym.error.Error, ImportError, KeyError, ValueError, RuntimeError, AssertionError) as e:
@@ -225,7 +225,7 @@ def main(args):
     start, next_line, next_save = time.time() - seconds, 0.0, 0.0
     while step < args.total_steps and not stop:
         # Collect
-        batch, old_dist, obs, done, episodes = collect(envs, policy, value, scaler, obs, done, args)
+        batch, old_dist, state, episodes = collect(envs, policy, value, scaler, state, args)
 
         # Update
         for optimizer in optimizers.values():
@@ -239,7 +239,7 @@ def main(args):
         # Log
         with torch.no_grad():
             dist = policy(batch.obs)
-        ratio = (dist.log_prob(batch.actions) - old_dist.log_prob(batch.actions)).exp()
+        ratio = (dist.log_prob(batch.actions) - old_dist.log_prob(batch.actions)).double().exp()
         error, variance = batch.returns - batch.values, batch.returns.var()
         kl, entropy = kl_divergence(old_dist, dist).mean(), dist.entropy().mean()
         returns, lengths = zip(*episodes) if episodes else ([math.nan], [math.nan])

@@ -7,15 +7,13 @@ import torch
 from gymnasium import spaces
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Independent, Normal
+from torch.nn.functional import linear
 
 NUMBERS = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
 
 
 def is_composite(obs_space):
-    """Whether observations have to be flattened first; no for Box, yes for spaces built of numbers.
-
-    Raises ValueError, which names it, for a space or a part of one that is neither.
-    """
+    """Whether to flatten observations first. Raises ValueError for a space not made of numbers."""
     if isinstance(obs_space, spaces.Dict | spaces.Tuple):
         for part in obs_space.values() if isinstance(obs_space, spaces.Dict) else obs_space:
             is_composite(part)
@@ -42,8 +40,9 @@ class Normalizer(nn.Module):
 
     def forward(self, obs):
         """obs: (B, *shape) of any dtype. Returns (B, size) floats."""
-        obs = obs.reshape(len(obs), -1).to(self.mean.dtype)
-        return ((obs - self.mean) / self.std).clamp(-self.clip, self.clip)
+        mean = self.mean
+        obs = obs.reshape(obs.shape[0], -1).to(mean.dtype)
+        return (obs - mean).div_(self.std).clamp_(-self.clip, self.clip)
 
     def update(self, obs):
         """Merge the moments of obs, (B, *shape), into the running ones (Chan et al. 1979)."""
@@ -84,7 +83,7 @@ class CategoricalHead(nn.Module):
         return (logits - torch.empty_like(logits).exponential_().log()).argmax(-1)  # Gumbel-max
 
     def to_env(self, actions):
-        return (actions.numpy(force=True) + self.start).astype(self.dtype)
+        return np.add(actions.numpy(force=True), self.start, dtype=self.dtype)
 
 
 class BernoulliHead(nn.Module):
@@ -134,16 +133,24 @@ HEADS = {
 }
 
 
-def mlp(num_inputs, hidden_size, num_outputs, output_gain):
-    """Two tanh layers and a linear one: orthogonal weights, zero biases."""
-    sizes = [num_inputs, hidden_size, hidden_size, num_outputs]
-    layers = []
-    for fan_in, fan_out, gain in zip(sizes, sizes[1:], [2**0.5, 2**0.5, output_gain]):
-        linear = nn.Linear(fan_in, fan_out)
-        nn.init.orthogonal_(linear.weight, gain)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, nn.Tanh()]
-    return nn.Sequential(*layers[:-1])
+class MLP(nn.Module):
+    """Two tanh layers and a linear one, on normalised observations; orthogonal weights."""
+
+    def __init__(self, normalizer, hidden_size, num_outputs, output_gain):
+        super().__init__()
+        self.normalizer = normalizer
+        sizes = [len(normalizer.mean), hidden_size, hidden_size, num_outputs]
+        self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
+        for layer, gain in zip(self.layers, [2**0.5, 2**0.5, output_gain]):
+            nn.init.orthogonal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, obs):
+        x, (first, second, last) = self.normalizer(obs), self.layers
+        # Functions, for a module call takes longer than the arithmetic of a small layer
+        x = torch.tanh(linear(x, first.weight, first.bias))
+        x = torch.tanh(linear(x, second.weight, second.bias))
+        return linear(x, last.weight, last.bias)
 
 
 class Policy(nn.Module):
@@ -158,13 +165,12 @@ class Policy(nn.Module):
         if not heads:
             supported = ", ".join(space.__name__ for space in HEADS)
             raise ValueError(f"no policy for the action space {action_space}, only for {supported}")
-        self.normalizer = normalizer
         self.head = heads[0](action_space)
         # Outputs near 0: the first policy is close to uniform, or to a standard normal
-        self.net = mlp(len(normalizer.mean), hidden_size, math.prod(self.head.shape), 0.01)
+        self.net = MLP(normalizer, hidden_size, math.prod(self.head.shape), output_gain=0.01)
 
     def outputs(self, obs):
-        return self.net(self.normalizer(obs)).reshape(len(obs), *self.head.shape)
+        return self.net(obs).reshape(-1, *self.head.shape)
 
     def forward(self, obs):
         """obs: (B, …). Returns a Distribution whose batch shape is (B,)."""
@@ -184,8 +190,7 @@ class Value(nn.Module):
 
     def __init__(self, normalizer, hidden_size=64):
         super().__init__()
-        self.normalizer = normalizer
-        self.net = mlp(len(normalizer.mean), hidden_size, 1, 1.0)
+        self.net = MLP(normalizer, hidden_size, 1, output_gain=1.0)
 
     def forward(self, obs):
-        return self.net(self.normalizer(obs)).squeeze(-1)
+        return self.net(obs).squeeze(-1)

@@ -146,7 +146,7 @@ def test_resume_goes_on_from_the_saved_state(tmp_path):
     saved = torch.load(run / "checkpoint.pt", weights_only=True)
     resume("ppo", run, total_steps=600, policy_lr=0.0, value_lr=0.0)
     after = torch.load(run / "checkpoint.pt", weights_only=True)
-    assert torch.equal(saved["policy"]["net.0.weight"], after["policy"]["net.0.weight"])
+    assert torch.equal(saved["policy"]["net.layers.0.weight"], after["policy"]["net.layers.0.weight"])
     assert saved["policy"]["normalizer.count"] < after["policy"]["normalizer.count"]
     assert saved["scaler"]["moments.count"] < after["scaler"]["moments.count"]
     first, second = (x["policy_optimizer"]["state"][0]["step"] for x in (saved, after))
