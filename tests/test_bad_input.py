@@ -91,6 +91,7 @@ class Spaces(gym.Env):
     ],
 )
 def test_unsupported_spaces_are_named(spaces, words, tmp_path, capsys):
+    gym.registry.pop("Spaces-v0", None)
     gym.register("Spaces-v0", Spaces, kwargs=spaces)
     args = ppo.Args(env_id="Spaces-v0", run_dir=str(tmp_path / "run"))
     assert words in refused(lambda: ppo.main(args), capsys)
@@ -160,6 +161,7 @@ class Breaks(gym.Env):
 @pytest.mark.parametrize("where", ["obs", "reward"])
 @pytest.mark.parametrize("script", [ppo, trpo], ids=["ppo", "trpo"])
 def test_nan_stops_training_and_keeps_the_last_checkpoint(script, where, tmp_path, capsys):
+    gym.registry.pop("Breaks-v0", None)
     gym.register("Breaks-v0", Breaks, kwargs=dict(where=where))
     run_dir = tmp_path / "run"
     sizes = dict(num_envs=2, num_steps=128, minibatch_size=64, checkpoint_interval=1e-9)

@@ -12,7 +12,6 @@ import torch
 from gymnasium import spaces
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import integrate, stats
-from torch import nn
 from torch.distributions import kl_divergence
 
 import ppo
@@ -39,9 +38,9 @@ OBS = torch.zeros(1, 2)
 def make(space, seed):
     """A policy that is the same for every observation, and the NumPy numbers that make it up."""
     policy, rng = Policy(Normalizer((2,)), space, hidden_size=8), np.random.default_rng(seed)
-    outputs = rng.normal(size=policy.net[-1].bias.shape)
-    policy.net[-1].weight.data.zero_()
-    policy.net[-1].bias.data = torch.tensor(outputs, dtype=torch.float32)
+    outputs = rng.normal(size=policy.net.layers[-1].bias.shape)
+    policy.net.layers[-1].weight.data.zero_()
+    policy.net.layers[-1].bias.data = torch.tensor(outputs, dtype=torch.float32)
     if not isinstance(space, spaces.Box):
         return policy, outputs
     std = rng.uniform(0.3, 2, space.shape)
@@ -78,7 +77,7 @@ def test_discrete_distributions_by_enumeration(space):
     assert_allclose(entropy.item(), -(p * np.log(p)).sum(), rtol=1e-5)
     assert_allclose(kl.item(), (p * np.log(p / q)).sum(), rtol=1e-4)
     (kl + entropy + log_probs.sum()).backward()
-    assert all(each.net[-1].bias.grad.isfinite().all() for each in (policy, other))
+    assert all(each.net.layers[-1].bias.grad.isfinite().all() for each in (policy, other))
 
 
 @pytest.mark.parametrize("space", DISCRETE, ids=str)
@@ -97,7 +96,7 @@ def test_discrete_samples(space):
 
 def test_padding_is_never_taken_even_where_its_output_is_the_largest():
     policy, _ = make(spaces.MultiDiscrete([2, 4]), seed=0)
-    policy.net[-1].bias.data = torch.tensor([0.0, 0, 50, 50, 0, 0, 0, 0])
+    policy.net.layers[-1].bias.data = torch.tensor([0.0, 0, 50, 50, 0, 0, 0, 0])
     probs = policy(OBS).base_dist.probs[0]
     assert_allclose(probs.detach(), [[0.5, 0.5, 0, 0], [0.25] * 4])
     assert (policy.sample(OBS.expand(1000, 2))[:, 0] < 2).all()
@@ -202,8 +201,7 @@ def test_normalizer_limits():
 def test_initial_weights_are_orthogonal(network):
     policy, value = Policy(Normalizer((5,)), spaces.Discrete(4), 16), Value(Normalizer((5,)), 16)
     net, gain = (policy.net, 0.01) if network == "policy" else (value.net, 1)
-    linears = [layer for layer in net if isinstance(layer, nn.Linear)]
-    for linear, size in zip(linears, [math.sqrt(2), math.sqrt(2), gain], strict=True):
+    for linear, size in zip(net.layers, [math.sqrt(2), math.sqrt(2), gain], strict=True):
         short = min(linear.weight.detach() / size, linear.weight.detach().T / size, key=len)
         assert_allclose(short @ short.T, np.eye(len(short)), atol=1e-5)
         assert not linear.bias.any()
@@ -263,8 +261,8 @@ def test_every_observation_space_reaches_the_networks(space, shown, flat):
     normalizer = Normalizer(envs.single_observation_space.shape, enabled=False)
     policy, value = Policy(normalizer, envs.single_action_space), Value(normalizer)
     args = SimpleNamespace(num_steps=2, num_envs=3, gamma=0.9, gae_lambda=0.9, device="cpu")
-    obs, done = envs.reset(seed=0)[0], np.zeros(3, bool)
-    batch, *_ = ppo.collect(envs, policy, value, lambda rewards, *_: rewards, obs, done, args)
+    state = envs.reset(seed=0)[0], np.zeros(3, bool), 0.0
+    batch, *_ = ppo.collect(envs, policy, value, lambda rewards, *_: rewards, state, args)
     assert_array_equal(normalizer(batch.obs), [flat] * 6)
     assert batch.actions.shape == (6, 2)
     assert batch.values.shape == (6,)

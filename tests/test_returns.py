@@ -212,10 +212,10 @@ def test_collect(mode):
         scaler_saw[:] = grids
         return grids[0] / 2
 
-    (obs, _), done = envs.reset(seed=2), np.zeros(3, bool)
+    state = envs.reset(seed=2)[0], np.zeros(3, bool), 0.0
     for rollout in range(2):
-        batch, old_dist, obs, done, episodes = ppo.collect(
-            envs, CountingPolicy(), nn.Flatten(0), scaler, obs, done, args
+        batch, old_dist, state, episodes = ppo.collect(
+            envs, CountingPolicy(), nn.Flatten(0), scaler, state, args
         )
         grid = np.transpose(COUNTS[rollout])
         valid, counts = grid != X, grid[grid != X]

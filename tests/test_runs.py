@@ -146,8 +146,10 @@ def test_resume_goes_on_from_the_saved_state(tmp_path):
     saved = torch.load(run / "checkpoint.pt", weights_only=True)
     resume("ppo", run, total_steps=600, policy_lr=0.0, value_lr=0.0)
     after = torch.load(run / "checkpoint.pt", weights_only=True)
-    assert torch.equal(saved["policy"]["net.layers.0.weight"], after["policy"]["net.layers.0.weight"])
-    assert saved["policy"]["normalizer.count"] < after["policy"]["normalizer.count"]
+    assert torch.equal(
+        saved["policy"]["net.layers.0.weight"], after["policy"]["net.layers.0.weight"]
+    )
+    assert saved["policy"]["net.normalizer.count"] < after["policy"]["net.normalizer.count"]
     assert saved["scaler"]["moments.count"] < after["scaler"]["moments.count"]
     first, second = (x["policy_optimizer"]["state"][0]["step"] for x in (saved, after))
     assert first < second
@@ -198,8 +200,9 @@ SPACES = {
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("name", SPACES)
 def test_every_script_takes_every_space(script, name, tmp_path):
-    gym.register(f"Toy{name}-v0", Toy, kwargs=dict(action_space=SPACES[name]), max_episode_steps=20)
-    assert train(script, tmp_path / "run", env_id=f"Toy{name}-v0", total_steps=256) == 0
+    env_id, kwargs = f"{name}-{script}-v0", dict(action_space=SPACES[name])
+    gym.register(env_id, Toy, kwargs=kwargs, max_episode_steps=20)
+    assert train(script, tmp_path / "run", env_id=env_id, total_steps=256) == 0
     kl = [float(row["kl"]) for row in read(tmp_path / "run")]
     assert np.isfinite(kl).all()
 
