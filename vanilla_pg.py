@@ -37,27 +37,27 @@ Positive = Annotated[float, "above 0", lambda x: x > 0]
 
 @dataclass
 class Args:
-    env_id: str = "CartPole-v1"  # Gymnasium environment: its id, or module:id
-    seed: int = 1  # of the environments, the weights and the actions
+    env_id: str = "CartPole-v1"  # Gymnasium environment id, or module:id to import its module first
+    seed: int = 1  # fixes weights, environments and actions
     total_steps: Count = 200_000  # environment steps to train for
     num_envs: Count = 8  # environments stepped together, N
     gamma: Fraction = 0.99  # discount, γ
     gae_lambda: Fraction = 0.95  # less bias (1) or less variance (0) in the advantages, λ
     hidden_size: Count = 64  # units in each of the two hidden layers
-    normalize_obs: bool = True  # by the mean and standard deviation of all so far
-    normalize_rewards: bool = True  # by the standard deviation of the discounted return so far
+    normalize_obs: bool = True  # by their running mean and standard deviation
+    normalize_rewards: bool = True  # by the running standard deviation of the discounted return
     value_lr: Fraction = 1e-3  # Adam step size of the value function
     value_epochs: Count = 10  # passes over the batch per update of the value function
-    minibatch_size: Count = 256  # transitions per step, where a batch is taken in minibatches
-    max_grad_norm: Positive = 0.5  # a longer gradient is scaled down to this
-    anneal_lr: bool = True  # let the step sizes fall linearly, to 0 at total_steps
-    device: str = "cpu"  # of the networks: cpu, cuda or cuda:1
-    num_threads: Count = 1  # of PyTorch on the CPU; more pay off for wide networks only
-    run_dir: str = ""  # default: runs/ENV/SCRIPT/seedSEED; a name already taken gets a suffix
-    resume: str = ""  # a run to continue; options default to its own, environments start anew
+    minibatch_size: Count = 256  # transitions per gradient step, where not the whole batch is
+    max_grad_norm: Positive = 0.5  # longer gradients are scaled down to this length
+    anneal_lr: bool = True  # step sizes fall linearly, to 0 at total_steps
+    device: str = "cpu"  # where the networks are: cpu, cuda, cuda:1
+    num_threads: Count = 1  # CPU threads of PyTorch; more pay off for wide networks only
+    run_dir: str = ""  # if empty runs/ENV/SCRIPT/seedSEED; a name that is taken gets a suffix
+    resume: str = ""  # run to go on with, at its own options; environments start new episodes
     checkpoint_interval: Positive = 60.0  # seconds from one checkpoint to the next
     tensorboard: bool = False  # write event files too (pip install tensorboard)
-    num_steps: Annotated[int, "at least 2", lambda x: x >= 2] = 32  # per environment and batch, T
+    num_steps: Annotated[int, "at least 2", lambda x: x >= 2] = 32  # steps in a rollout, T
     policy_lr: Fraction = 3e-3  # Adam step size of the policy
     policy_epochs: Count = 1  # passes over the batch per update of the policy
     entropy_coef: Fraction = 0.0  # weight of the entropy bonus
