@@ -5,7 +5,6 @@
 Run: python ppo.py --env-id CartPole-v1
 """
 
-import contextlib
 import itertools
 import json
 import math
@@ -14,7 +13,6 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -210,9 +208,13 @@ def main(args):
     name = args.run_dir or f"runs/{env}/{script}/seed{args.seed}"
     for suffix in itertools.count(1):
         run_dir = Path(args.resume or (f"{name}-{suffix}" if suffix > 1 else name))
-        with contextlib.suppress(FileExistsError):
+        try:
             run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
             break
+        except FileExistsError:
+            continue  # a taken name is never used again
+        except OSError as error:
+            fail(f"cannot make {run_dir}: {error.strerror}")
     config = dict(script=script, args=vars(args), torch=torch.__version__, gym=gym.__version__)
     (run_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     metrics = open(run_dir / "metrics.csv", "a", buffering=1)  # flushed at each line
@@ -226,7 +228,6 @@ def main(args):
     while step < args.total_steps and not stop:
         # Collect
         batch, old_dist, state, episodes = collect(envs, policy, value, scaler, state, args)
-
         # Update
         for optimizer in optimizers.values():
             left = 1 - step / args.total_steps if args.anneal_lr else 1.0
@@ -234,8 +235,8 @@ def main(args):
         own_metrics = update_policy(policy, policy_optimizer, batch, old_dist, args)
         update_value(value, value_optimizer, batch, args)
         if not all(x.isfinite().all() for x in [*policy.parameters(), *value.parameters()]):
-            fail(f"NaN or infinite weights at step {step}; {run_dir} keeps the last save", code=1)
-
+            saved = f"the last checkpoint is in {run_dir}" if iteration else "nothing is saved yet"
+            fail(f"NaN or infinity at step {step}: check rewards or lower step sizes; {saved}", 1)
         # Log
         with torch.no_grad():
             dist = policy(batch.obs)
@@ -261,12 +262,11 @@ def main(args):
             events.add_scalar(name, row[name], step)
         over = bool(stop) or step >= args.total_steps
         if over or time.time() > next_line:
-            eta = timedelta(seconds=round(max(args.total_steps - step, 0) * seconds / step))
-            line = f"step {step:,}/{args.total_steps:,} ({step / args.total_steps:.0%})  ETA {eta}"
-            line += f"  return {last100:.1f}  KL {kl:.4f}  {speed:,.0f} steps/s"
+            eta = max(args.total_steps - step, 0) / speed / 60
+            line = f"step {step:,}/{args.total_steps:,} ({step / args.total_steps:.0%})  "
+            line += f"ETA {eta:.1f} min  return {last100:.1f}  KL {kl:.4f}  {speed:,.0f} steps/s"
             print("\r\x1b[K" * bool(width) + line[:width], end="" if width else "\n", flush=True)
             next_line = time.time() + (0.1 if width else 10)
-
         # Save
         normalizer.update(batch.obs)
         if over or time.time() > next_save:

@@ -68,6 +68,12 @@ def test_impossible_arguments(options, words, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_where_no_directory_can_be_made(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a directory")
+    args = ppo.Args(run_dir=str(tmp_path / "file" / "run"))
+    assert "cannot make" in refused(lambda: ppo.main(args), capsys)
+
+
 class Spaces(gym.Env):
     def __init__(self, observation_space=None, action_space=None):
         self.observation_space = observation_space or gym.spaces.Box(-1, 1)
