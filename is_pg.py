@@ -147,7 +147,6 @@ def collect(envs, policy, value, scaler, state, args):
         all_obs[t + 1], rewards[t], terminated[t], truncated, _ = step
         valid[t] = ~done
         ended[t] = done = terminated[t] | truncated
-
     values = value(torch.from_numpy(all_obs).to(args.device).flatten(0, 1))
     values = values.numpy(force=True).reshape(-1, args.num_envs)  # (T+1, N)
     scaled = scaler(rewards, ended, valid)
@@ -174,6 +173,7 @@ def load_checkpoint(run_dir):
         checkpoint = torch.load(Path(run_dir, "checkpoint.pt"), "cpu", weights_only=True)
         if checkpoint["script"] != Path(__file__).stem:
             fail(f"{run_dir} is a run of {checkpoint['script']}.py: give it to that script")
+        Args(**checkpoint["args"])
         return checkpoint
     except Exception as error:  # of any type, as the damage has it
         fail(f"{run_dir} has no checkpoint.pt that can be read ({type(error).__name__})")

@@ -131,8 +131,9 @@ def test_damaged_and_foreign_checkpoints(run, tmp_path, capsys):
         copy.write_bytes(damaged)
         message = refused(lambda: ppo.load_checkpoint(tmp_path), capsys)
         assert "no checkpoint.pt that can be read" in message
-    torch.save({"weights": [1, 2, 3]}, copy)
-    refused(lambda: ppo.load_checkpoint(tmp_path), capsys)
+    for foreign in ({"weights": [1, 2, 3]}, {"script": "ppo", "args": {"learning_rate": 0.1}}):
+        torch.save(foreign, copy)
+        refused(lambda: ppo.load_checkpoint(tmp_path), capsys)
     assert "a run of ppo.py" in refused(lambda: trpo.load_checkpoint(run), capsys)
 
 

@@ -14,6 +14,9 @@ import tyro
 
 from tools import fail
 
+ORDER = ["vanilla_pg", "is_pg", "trpo", "ppo"]
+LABELS = {"return_last100": "return, mean of the last 100 episodes"}
+
 
 @dataclass
 class Args:
@@ -64,12 +67,13 @@ def main(args):
         1, len(runs), figsize=(5.5 * len(runs), 4), squeeze=False, layout="constrained"
     )
     for axes, (env_id, scripts) in zip(panels[0], runs.items()):
-        for script in sorted(scripts):
+        for script in sorted(scripts, key=lambda name: [*ORDER, name].index(name)):
             draw(axes, scripts[script], script)
-        axes.set(title=env_id, xlabel="environment steps", ylabel=args.column.replace("_", " "))
+        label = LABELS.get(args.column, args.column.replace("_", " "))
+        axes.set(title=env_id, xlabel="environment steps", ylabel=label)
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axes.grid(alpha=0.3)
-        axes.legend(title="mean and range (runs)", frameon=False)
+        axes.legend(title="mean and range of runs", frameon=False)
     figure.savefig(args.output, dpi=150)
     print(f"plot: {args.output}")
 
