@@ -56,7 +56,7 @@ class Args:
     checkpoint_interval: Positive = 60.0  # seconds from one checkpoint to the next
     tensorboard: bool = False  # write event files too (pip install tensorboard)
     num_steps: Annotated[int, "at least 2", lambda x: x >= 2] = 256  # steps in a rollout, T
-    policy_lr: Fraction = 3e-4  # Adam step size of the policy
+    policy_lr: Fraction = 5e-4  # Adam step size of the policy
     policy_epochs: Count = 10  # passes over the batch per update of the policy
     entropy_coef: Fraction = 0.0  # weight of the entropy bonus
     clip_eps: Positive = 0.2  # the ratio is clipped to 1 ± ε
