@@ -258,5 +258,4 @@ def test_it_learns_and_evaluates_as_it_trained(script, env_id, steps, least, tmp
     capsys.readouterr()
     evaluate.main(evaluate.Args(run_dir=str(tmp_path / "run"), episodes=20))
     evaluated = float(capsys.readouterr().out.split("return ")[1].split(" ±")[0])
-    print(f"trained {trained}, evaluated {evaluated}")
     assert evaluated >= least
