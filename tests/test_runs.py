@@ -222,12 +222,22 @@ def test_plot(tmp_path):
         "trpo": 2,
     }
     rows = [row for row in read(tmp_path / "ppo1") if row["return_last100"]]
-    steps, values = runs["CartPole-v1"]["ppo"][0]
-    assert steps.tolist() == [float(row["step"]) for row in rows]
-    assert values.tolist() == [float(row["return_last100"]) for row in rows]
+    series = runs["CartPole-v1"]["ppo"][0]
+    for column in ("step", "return_last100"):
+        assert series[column].tolist() == [float(row[column]) for row in rows]
     picture = tmp_path / "curves.png"
     plot.main(plot.Args(run_dirs=[str(tmp_path)], output=str(picture)))
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_steps_to_reach_a_bar():
+    kinds = [("step", float), ("return_last100", float), ("episodes", float)]
+    early = np.array([(10, 480, 5), (20, 470, 99), (30, 475, 100), (40, 490, 104)], kinds)
+    late = np.array([(10, 20, 50), (20, 100, 120), (50, 500, 140)], kinds)
+    never = np.array([(10, 20, 150)], kinds)
+    sentence = plot.steps_to_reach([early, late, never], "return_last100", 475)
+    assert sentence == "2 of 3 runs reach 475, at 40 steps (30 to 50)"
+    assert plot.steps_to_reach([never], "return_last100", 475) == "0 of 1 runs reach 475"
 
 
 def test_evaluate_films_an_episode(tmp_path, capsys):

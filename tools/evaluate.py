@@ -1,6 +1,6 @@
 """Play episodes with the policy of a run, and film one.
 
-python -m tools.evaluate runs/CartPole-v1/ppo/seed1 --episodes 20 --video
+Run: python -m tools.evaluate runs/CartPole-v1/ppo/seed1 --episodes 20 --video
 """
 
 import importlib

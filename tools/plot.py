@@ -1,9 +1,10 @@
 """Learning curves of runs: a panel for each environment, a line for each script.
 
-python -m tools.plot runs --output curves.png
+Run: python -m tools.plot runs --output curves.png --bar 475
 """
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,31 +24,52 @@ class Args:
     run_dirs: Annotated[list[str], tyro.conf.Positional]  # runs, or folders with runs inside
     output: str = "curves.png"  # picture to write
     column: str = "return_last100"  # column of metrics.csv to draw
+    bar: float = math.nan  # also print after how many steps, and 100 episodes, runs reach this
 
 
 def read_runs(run_dirs, column):
-    """{environment: {script: [(steps, values), …]}} of all runs in or below the given folders."""
+    """{environment: {script: [rows, …]}} of all runs in or below the given folders.
+
+    rows: a structured array of the rows of metrics.csv that have a value in the column; in
+    `episodes` the number of all episodes up to there.
+    """
     runs = defaultdict(lambda: defaultdict(list))
     paths = sorted({path for folder in run_dirs for path in Path(folder).rglob("metrics.csv")})
     for path in paths:
-        config = json.loads(path.with_name("config.json").read_text())
-        rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)  # an empty cell is NaN
-        if column not in (rows.dtype.names or ()):
-            fail(f"{path} has no column {column}, only {', '.join(rows.dtype.names or ())}")
-        known = ~np.isnan(rows[column])
-        if known.any():
-            series = rows["step"][known], rows[column][known]
-            runs[config["args"]["env_id"]][config["script"]].append(series)
+        if path.stat().st_size == 0:  # not one iteration is done
+            continue
+        try:
+            config = json.loads(path.with_name("config.json").read_text())
+            script, env_id = config["script"], config["args"]["env_id"]
+            rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)  # an empty cell is NaN
+        except (OSError, ValueError, LookupError) as error:
+            fail(f"{path.parent} is not a whole run ({type(error).__name__}): leave it out")
+        if column not in rows.dtype.names:
+            fail(f"{path} has no column {column}, only {', '.join(rows.dtype.names)}")
+        rows["episodes"] = rows["episodes"].cumsum()
+        if (known := ~np.isnan(rows[column])).any():
+            runs[env_id][script].append(rows[known])
     return runs
 
 
-def draw(axes, series, label):
+def steps_to_reach(runs, column, bar):
+    """A sentence on when runs first reach the bar, with 100 episodes behind them."""
+    reaching = [rows["step"][(rows[column] >= bar) & (rows["episodes"] >= 100)] for rows in runs]
+    first = [steps[0] for steps in reaching if len(steps)]
+    sentence = f"{len(first)} of {len(runs)} runs reach {bar:g}"
+    if first:
+        sentence += f", at {np.median(first):,.0f} steps ({min(first):,.0f} to {max(first):,.0f})"
+    return sentence
+
+
+def draw(axes, runs, column, label):
     """The mean over the runs, and the range from the lowest to the highest."""
-    grid = np.linspace(0, max(steps[-1] for steps, _ in series), 400)
-    curves = np.array([np.interp(grid, *run, left=np.nan, right=np.nan) for run in series])
+    grid = np.linspace(0, max(rows["step"][-1] for rows in runs), 400)
+    ends = dict(left=np.nan, right=np.nan)
+    curves = np.array([np.interp(grid, rows["step"], rows[column], **ends) for rows in runs])
     some = ~np.isnan(curves).all(axis=0)
     grid, curves = grid[some], curves[:, some]
-    (line,) = axes.plot(grid, np.nanmean(curves, axis=0), label=f"{label} ({len(series)})")
+    (line,) = axes.plot(grid, np.nanmean(curves, axis=0), label=f"{label} ({len(runs)})")
     low, high = np.nanmin(curves, axis=0), np.nanmax(curves, axis=0)
     axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
@@ -68,7 +90,10 @@ def main(args):
     )
     for axes, (env_id, scripts) in zip(panels[0], runs.items()):
         for script in sorted(scripts, key=lambda name: [*ORDER, name].index(name)):
-            draw(axes, scripts[script], script)
+            draw(axes, scripts[script], args.column, script)
+            if not math.isnan(args.bar):
+                sentence = steps_to_reach(scripts[script], args.column, args.bar)
+                print(f"{env_id} {script}: {sentence}")
         label = LABELS.get(args.column, args.column.replace("_", " "))
         axes.set(title=env_id, xlabel="environment steps", ylabel=label)
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))

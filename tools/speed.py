@@ -1,6 +1,6 @@
 """Steps per second of whole training runs, next to stable-baselines3 at the same settings.
 
-    python -m tools.speed
+Run: python -m tools.speed
 
 CartPole-v1, 4 environments x 128 steps, 4 epochs of 4 minibatches, two networks of 64 x 64, one
 thread. The two take turns, A B A B …, so that both see the same machine.
