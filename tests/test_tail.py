@@ -1,0 +1,156 @@
+"""The shared tail: the columns of metrics.csv, the value update, seeds and random numbers."""
+
+import copy
+import csv
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils import parameters_to_vector
+
+import ppo
+
+SIZES = dict(num_envs=8, num_steps=256, policy_epochs=2, value_epochs=2)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """What each iteration of a run began with and collected."""
+    iterations, collect = [], ppo.collect
+
+    def spy(envs, policy, value, *rest):
+        networks = copy.deepcopy(policy), copy.deepcopy(value)
+        batch, old_dist, state, episodes = collect(envs, policy, value, *rest)
+        iterations.append((*networks, batch, episodes))
+        return batch, old_dist, state, episodes
+
+    monkeypatch.setattr(ppo, "collect", spy)
+    return iterations
+
+
+def probabilities(policy, obs):
+    exps = np.exp(policy.outputs(obs).detach().double().numpy())
+    return exps / exps.sum(1, keepdims=True)
+
+
+def test_columns(watched, tmp_path):
+    # Large steps, so that what is mirrored or upside down is far off; nothing else moves a policy
+    options = dict(policy_lr=0.02, normalize_obs=False, total_steps=8000)
+    ppo.main(ppo.Args(run_dir=str(tmp_path / "run"), **SIZES, **options))
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    recent, step = [], 0
+    for row, before, after in zip(rows, watched, watched[1:]):
+        old_policy, old_value, batch, episodes = before
+        new_policy, new_value, *_ = after
+        old, new = (probabilities(policy, batch.obs) for policy in (old_policy, new_policy))
+        index = np.arange(len(batch.obs)), batch.actions.numpy()
+        ratio = new[index] / old[index]
+        returns, lengths = zip(*episodes)
+        recent, step = (recent + list(returns))[-100:], step + len(batch.obs)
+        targets, values = batch.returns.double().numpy(), batch.values.double().numpy()
+        expected = {
+            "step": step,
+            "episodes": len(episodes),
+            "return_mean": np.mean(returns),
+            "return_min": min(returns),
+            "return_max": max(returns),
+            "length_mean": np.mean(lengths),
+            "return_last100": np.mean(recent),
+            "kl": (old * np.log(old / new)).sum(1).mean(),
+            "entropy": -(new * np.log(new)).sum(1).mean(),
+            "ratio_mean": ratio.mean(),
+            "ratio_max": ratio.max(),
+            "ess": ratio.sum() ** 2 / (ratio**2).sum() / len(ratio),
+            "explained_variance": 1 - np.var(targets - values) / np.var(targets),
+            "value_loss": np.mean((targets - values) ** 2),
+        }
+        actual = [float(row[name]) for name in expected]
+        np.testing.assert_allclose(actual, list(expected.values()), rtol=2e-4, atol=1e-6)
+        error = [(v(batch.obs) - batch.returns).square().mean() for v in (old_value, new_value)]
+        assert error[1] < error[0]
+    assert len(watched) >= 4
+    assert len(recent) == 100
+
+
+class Recorder:
+    """An optimizer that keeps gradients and takes no step."""
+
+    def __init__(self, module):
+        self.param_groups, self.gradients = [{"params": list(module.parameters())}], []
+
+    def zero_grad(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad = None
+
+    def step(self):
+        gradients = [parameter.grad.flatten() for parameter in self.param_groups[0]["params"]]
+        self.gradients.append(torch.cat(gradients))
+
+
+@pytest.mark.parametrize("max_grad_norm", [math.inf, 0.1])
+def test_value_update(max_grad_norm):
+    """∇ of the mean of (V(s) − R)² is the mean of 2 (V(s) − R) ∇V(s), here a sample at a time."""
+    torch.manual_seed(0)
+    value, obs, returns = ppo.Value(ppo.Normalizer((3,)), 8), torch.randn(12, 3), torch.randn(12)
+    expected = torch.zeros_like(parameters_to_vector(value.parameters()))
+    for s, target in zip(obs.split(1), returns):
+        output = value(s).squeeze()
+        gradients = torch.autograd.grad(output, list(value.parameters()))
+        slope = torch.cat([gradient.flatten() for gradient in gradients])
+        expected = expected + 2 * (output.detach() - target) * slope / 12
+    batch = ppo.Batch(obs, None, -returns, returns, None, None, None)
+    args = ppo.Args(value_epochs=3, minibatch_size=12, max_grad_norm=max_grad_norm)
+    recorder = Recorder(value)
+    ppo.update_value(value, recorder, batch, args)
+    assert len(recorder.gradients) == 3
+    expected = expected * min(1, max_grad_norm / expected.norm().item())
+    for gradient in recorder.gradients:
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    recorder = Recorder(value)
+    ppo.update_value(value, recorder, batch, ppo.Args(value_epochs=2, minibatch_size=4))
+    assert len(recorder.gradients) == 6
+
+
+def test_seeds_of_the_environments(tmp_path, monkeypatch):
+    """Environment i has the given seed plus i: no two runs, nor a resumed one, share a stream."""
+    make_envs, seeds = ppo.make_envs, []
+
+    def spy(*args):
+        envs = make_envs(*args)
+        reset = envs.reset
+        envs.reset = lambda seed: seeds.append(seed) or reset(seed=seed)
+        return envs
+
+    monkeypatch.setattr(ppo, "make_envs", spy)
+    for seed in (1, 2):
+        ppo.main(ppo.Args(seed=seed, total_steps=100, run_dir=str(tmp_path / str(seed)), **SIZES))
+    resumed = dict(resume=str(tmp_path / "1"), run_dir=str(tmp_path / "1"), total_steps=3000)
+    ppo.main(ppo.Args(**SIZES, **resumed))
+    assert min(abs(a - b) for a, b in zip(seeds, seeds[1:] + seeds[:1])) >= SIZES["num_envs"]
+
+
+def test_seeds_of_the_weights(tmp_path):
+    weights = []
+    for seed in (1, 2):  # with a step size of 0 they are the first ones
+        options = dict(seed=seed, total_steps=100, policy_lr=0.0, run_dir=str(tmp_path / str(seed)))
+        ppo.main(ppo.Args(**SIZES, **options))
+        weights.append(ppo.load_checkpoint(options["run_dir"])["policy"]["net.layers.0.weight"])
+    assert not torch.equal(*weights)
+
+
+def test_resume_goes_on_with_the_saved_random_numbers(tmp_path):
+    run = tmp_path / "run"
+    ppo.main(ppo.Args(total_steps=100, run_dir=str(run), **SIZES))
+    other = shutil.copytree(run, tmp_path / "other")
+    checkpoint = ppo.load_checkpoint(other)
+    checkpoint["rng"] = torch.Generator().manual_seed(99).get_state()
+    torch.save(checkpoint, other / "checkpoint.pt")
+    weights = []
+    for folder in (run, other):
+        resumed = dict(resume=str(folder), run_dir=str(run), total_steps=3000)
+        ppo.main(ppo.Args(**SIZES, **resumed))
+        weights.append(ppo.load_checkpoint(folder)["policy"]["net.layers.0.weight"])
+    assert not torch.equal(*weights)
