@@ -49,13 +49,13 @@ class Normalizer(nn.Module):
         if not self.enabled:
             return
         obs = obs.reshape(len(obs), -1).double()
-        total = self.count + len(obs)
-        old, new = self.count / total, len(obs) / total  # shares of the merged sample
+        self.count += len(obs)
+        new = len(obs) / self.count.item()  # shares of the merged sample, in double precision
+        old = 1 - new
         delta = obs.mean(0) - self.mean
         var = old * self.std.double() ** 2 + new * obs.var(0, correction=0) + old * new * delta**2
         self.mean += new * delta
         self.std.copy_(var.sqrt().clamp(min=1e-8))  # a feature that never moves is mapped to 0
-        self.count.copy_(total)
 
 
 class CategoricalHead(nn.Module):

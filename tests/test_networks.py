@@ -165,26 +165,6 @@ def test_other_action_spaces_are_refused_by_name(space):
         Policy(Normalizer((2,)), space)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64, bool])
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
-def test_normalizer_against_the_whole_history(shape, dtype):
-    rng = np.random.default_rng(0)
-    obs = rng.integers(0, 2 if dtype is bool else 200, (90, *shape)).astype(dtype)
-    history, flat = torch.from_numpy(obs), obs.reshape(90, -1).astype(float)
-    for sizes in ([90], [1, 2, 37, 50]):
-        normalizer, count = Normalizer(shape), 0
-        for part in history.split(sizes):
-            restored = Normalizer(shape)
-            restored.load_state_dict(normalizer.state_dict())
-            restored.update(part)
-            normalizer.update(part)
-            count += len(part)
-            mean, std = flat[:count].mean(0), flat[:count].std(0).clip(1e-8)  # of one row it is 0
-            expected = ((flat - mean) / std).clip(-10, 10)
-            for each in (normalizer, normalizer, restored):  # twice: acting moves nothing
-                assert_allclose(each(history), expected, rtol=1e-4, atol=1e-4)
-
-
 def test_normalizer_limits():
     normalizer, disabled = Normalizer((2,)), Normalizer((1, 2), enabled=False)
     assert_array_equal(normalizer(torch.tensor([[3, -4]])), [[3, -4]])  # nothing known yet

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from recording import Recorder
 from torch.nn.utils import parameters_to_vector
 
 import ppo
@@ -75,21 +76,6 @@ def test_columns(watched, tmp_path):
     assert len(recent) == 100
 
 
-class Recorder:
-    """An optimizer that keeps gradients and takes no step."""
-
-    def __init__(self, module):
-        self.param_groups, self.gradients = [{"params": list(module.parameters())}], []
-
-    def zero_grad(self):
-        for parameter in self.param_groups[0]["params"]:
-            parameter.grad = None
-
-    def step(self):
-        gradients = [parameter.grad.flatten() for parameter in self.param_groups[0]["params"]]
-        self.gradients.append(torch.cat(gradients))
-
-
 @pytest.mark.parametrize("max_grad_norm", [math.inf, 0.1])
 def test_value_update(max_grad_norm):
     """∇ of the mean of (V(s) − R)² is the mean of 2 (V(s) − R) ∇V(s), here a sample at a time."""
@@ -108,7 +94,7 @@ def test_value_update(max_grad_norm):
     assert len(recorder.gradients) == 3
     expected = expected * min(1, max_grad_norm / expected.norm().item())
     for gradient in recorder.gradients:
-        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(gradient, -expected, rtol=1e-4, atol=1e-6)
     recorder = Recorder(value)
     ppo.update_value(value, recorder, batch, ppo.Args(value_epochs=2, minibatch_size=4))
     assert len(recorder.gradients) == 6

@@ -1,0 +1,27 @@
+"""An optimizer for tests."""
+
+import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+
+class Recorder:
+    """Plain gradient ascent, with a step size of 0 if need be.
+
+    Keeps of each step the gradient of the objective and the weights that it leads to, both (P,).
+    """
+
+    def __init__(self, module, lr=0.0):
+        self.parameters, self.lr = list(module.parameters()), lr
+        self.param_groups = [{"params": self.parameters}]
+        self.gradients, self.weights = [], []
+
+    def zero_grad(self):
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self):
+        gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in self.parameters]
+        self.gradients.append(-parameters_to_vector(gradients))
+        weights = parameters_to_vector(self.parameters).detach() + self.lr * self.gradients[-1]
+        vector_to_parameters(weights, self.parameters)
+        self.weights.append(weights)
