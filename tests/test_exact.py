@@ -291,6 +291,16 @@ def test_bias_and_variance(weighting, distance):
         assert metrics["weight_ess"].item() == pytest.approx(ess, abs=1e-10)
 
 
+def test_figure(tmp_path, capsys):
+    picture = tmp_path / "figure.png"
+    exact.main(exact.Args(output=str(picture), problems=3, distances=(0.0, 1.0)))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    at_the_old_policy, away = capsys.readouterr().out.split("per-decision")[1].splitlines()[1:3]
+    assert at_the_old_policy.split("deviation")[0] == away.split("deviation")[0].replace("1:", "0:")
+    assert "effective sample size 1.000" in at_the_old_policy
+    assert "effective sample size 1.000" not in away
+
+
 # 6. The trust region
 
 

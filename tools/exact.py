@@ -8,15 +8,18 @@ expectation. The figure follows the estimates of ∇J as the policy moves away a
 """
 
 import copy
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import tyro
 from torch import nn
-from torch.distributions import Categorical
+from torch.distributions import Categorical, kl_divergence
 
 import is_pg
 from common.returns import gae
+from tools import fail
 
 HORIZON, STATES, ACTIONS, END = 4, 3, 3, 3  # the states are 0, 1, 2 and the end
 WEIGHTINGS = ["none", "step", "trajectory", "per-decision"]  # none: ∇log π A, as vanilla_pg.py
@@ -159,3 +162,73 @@ def bias_and_variance(problem, policy, batch, weighting):
     bias = (mean - gradient_of_return(problem, policy)).norm()
     deviation = (each - mean).square().sum(1).mean().sqrt()
     return bias.item(), deviation.item(), (weights.mean() ** 2 / weights.square().mean()).item()
+
+
+@dataclass
+class Args:
+    output: str = "bias_variance.png"  # picture to write
+    problems: int = 20  # random problems; the figure has medians over them
+    distances: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # how far θ is from φ, along ∇J
+
+
+def measure(args):
+    """Bias and standard deviation, both in lengths of ∇J at φ, effective sample size, E[KL(φ ‖ θ)].
+
+    Returns (problems, weightings, distances, 4).
+    """
+    rows = np.empty((args.problems, len(WEIGHTINGS), len(args.distances), 4))
+    for seed, problem in enumerate(Problem(seed, 1.0) for seed in range(args.problems)):
+        old = problem.old_policy()
+        batch = problem.batch(problem.action_values(old.probs())[1].detach().numpy())
+        slope = gradient_of_return(problem, old)
+        for j, distance in enumerate(args.distances):
+            policy = problem.old_policy()
+            policy.logits.data += distance * (slope / slope.norm()).reshape(policy.logits.shape)
+            kl = kl_divergence(old(batch.obs), policy(batch.obs)).mean().item()
+            for i, weighting in enumerate(WEIGHTINGS):
+                bias, deviation, ess = bias_and_variance(problem, policy, batch, weighting)
+                scale = slope.norm().item()
+                rows[seed, i, j] = bias / scale, deviation / scale, ess, kl
+    return rows
+
+
+def main(args):
+    if args.problems < 1 or not args.distances:
+        fail("--problems must be at least 1, and --distances must have one distance")
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        fail("plots need matplotlib: pip install matplotlib")
+    quartiles = np.quantile(measure(args), [0.25, 0.5, 0.75], axis=0)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for i, weighting in enumerate(WEIGHTINGS):
+        bias, deviation, ess, kl = quartiles[1, i].T  # medians
+        style = dict(marker="o", linestyle="--" if weighting == "per-decision" else "-")
+        (line,) = left.plot(bias, deviation, label=weighting, **style)
+        right.plot(kl, ess, label=weighting, color=line.get_color(), **style)
+        print(f"{weighting}: median (quartiles)")
+        for j, distance in enumerate(args.distances):
+            if distance >= 1:  # there is room for it
+                place = dict(xytext=(6, 3), textcoords="offset points", fontsize=8)
+                left.annotate(f"{distance:g}", (bias[j], deviation[j]), **place)
+            texts = [f"{m:.3f} ({low:.3f} to {high:.3f})" for low, m, high in quartiles[:, i, j].T]
+            names = ["bias", "deviation", "effective sample size", "KL"]
+            print(f"  {distance:g}: " + ", ".join(map(" ".join, zip(names, texts))))
+    left.set(xlabel="bias, ‖E[ĝ] − ∇J(θ)‖", ylabel="standard deviation of ĝ, from one episode")
+    left.set_title("in lengths of ∇J(φ); beside the points the distance from φ to θ", fontsize=10)
+    right.set(xlabel="E[ KL(φ ‖ θ) ]", ylabel="effective sample size, as a fraction")
+    right.set_title("the last two have the same weights", fontsize=10)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    left.legend(title="importance weights", frameon=False)
+    figure.suptitle(f"∇J from episodes of an old policy φ: medians of {args.problems} problems")
+    figure.savefig(args.output, dpi=150)
+    print(f"plot: {args.output}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(tyro.cli(Args))
