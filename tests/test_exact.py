@@ -357,7 +357,7 @@ def trust_region_update(problem, batch, **options):
 
 def test_lower_bound_of_the_return(endless):
     """J(θ) ≥ L(θ) − C KL_max, C = 4 γ max|A| / (1 − γ)² (Schulman et al. 2015, theorem 1)."""
-    problem, too_much, misled = endless.problem, 0, 0
+    problem, slack, misled = endless.problem, [], 0
     policies = [moved(problem, 10**x, i) for x in np.linspace(-3, 1, 41) for i in range(10)]
     steps = [
         trust_region_update(problem, pair_batch(endless), max_kl=10**x, cg_damping=1e-6)
@@ -366,12 +366,14 @@ def test_lower_bound_of_the_return(endless):
     assert all(metrics["step_fraction"] > 0 for _, metrics in steps)
     for policy in [problem.old_policy(), *policies, *(policy for policy, _ in steps)]:
         promised, actual = surrogate(endless, policy).detach(), endless.new_return(policy)
-        bound = promised - endless.penalty * state_kls(problem, policy).max()
-        assert actual >= bound - 1e-10
-        too_much += promised > actual + 1e-3
+        penalty = endless.penalty * state_kls(problem, policy).max()
+        assert actual >= promised - penalty - 1e-10
+        if promised > actual + 1e-3:  # where C = 0 would be no bound
+            slack.append(penalty / (promised - actual))
         misled += promised > endless.old_return and actual < endless.old_return
-    assert too_much > 50  # so that C = 0 would be no bound
     assert misled > 0  # L alone may promise a gain where there is a loss
+    assert len(slack) > 50
+    assert min(slack) > 100  # it holds, but says little about how far one may go
     # Near φ it is J to first order, and is_pg.py, vanilla_pg.py and ppo.py follow it
     policy = problem.old_policy()
     close(autograd_of(surrogate(endless, policy), policy), slope_of_the_return(endless))

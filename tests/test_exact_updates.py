@@ -290,6 +290,8 @@ def test_ppo_minibatches(case, minibatch_size):
     assert metrics["clip_fraction"].item() == pytest.approx(3 / 8)
     epochs = torch.stack([gradient for gradient, _ in steps]).reshape(3, B // minibatch_size, -1)
     close(epochs.mean(1), whole.expand(3, -1))  # each epoch takes each transition once
+    if minibatch_size < B:  # in an order of its own
+        assert (epochs[0] - epochs[1]).norm() > 0.01
 
 
 def test_ppo_without_a_clip_is_is_pg(case):

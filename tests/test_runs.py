@@ -240,6 +240,7 @@ def test_steps_to_reach_a_bar():
     assert plot.steps_to_reach([never], "return_last100", 475) == "0 of 1 runs reach 475"
 
 
+@pytest.mark.slow
 def test_evaluate_films_an_episode(tmp_path, capsys):
     train("ppo", tmp_path / "run", total_steps=128)
     evaluate.main(evaluate.Args(run_dir=str(tmp_path / "run"), episodes=2, video=True))
@@ -249,6 +250,7 @@ def test_evaluate_films_an_episode(tmp_path, capsys):
 
 
 # A random policy gets 22 on CartPole and -1200 on Pendulum
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "env_id", "steps", "least"),
     [

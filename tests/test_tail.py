@@ -96,8 +96,11 @@ def test_value_update(max_grad_norm):
     for gradient in recorder.gradients:
         torch.testing.assert_close(gradient, -expected, rtol=1e-4, atol=1e-6)
     recorder = Recorder(value)
-    ppo.update_value(value, recorder, batch, ppo.Args(value_epochs=2, minibatch_size=4))
-    assert len(recorder.gradients) == 6
+    options = dict(value_epochs=2, minibatch_size=4, max_grad_norm=math.inf)
+    ppo.update_value(value, recorder, batch, ppo.Args(**options))
+    epochs = torch.stack(recorder.gradients).reshape(2, 3, -1)  # each takes each transition once
+    torch.testing.assert_close(epochs[0].mean(0), epochs[1].mean(0), rtol=1e-4, atol=1e-6)
+    assert (epochs[0] - epochs[1]).norm() > 0.01  # in an order of its own
 
 
 def test_seeds_of_the_environments(tmp_path, monkeypatch):
@@ -140,3 +143,35 @@ def test_resume_goes_on_with_the_saved_random_numbers(tmp_path):
         ppo.main(ppo.Args(**SIZES, **resumed))
         weights.append(ppo.load_checkpoint(folder)["policy"]["net.layers.0.weight"])
     assert not torch.equal(*weights)
+
+
+def test_number_of_threads(tmp_path):
+    ppo.main(ppo.Args(total_steps=100, num_threads=2, run_dir=str(tmp_path / "run"), **SIZES))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert threads == 2
+
+
+def test_progress_and_event_files(tmp_path, capsys, monkeypatch):
+    """The line on the screen says what is left, and the event files are metrics.csv once more."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, sizes = tmp_path / "run", dict(num_envs=2, num_steps=32, minibatch_size=64)
+    clock = iter(range(10**6))
+    monkeypatch.setattr(ppo.time, "time", lambda: 60.0 * next(clock))  # a minute for each look
+    options = dict(env_id="Pendulum-v1", total_steps=256, tensorboard=True)
+    ppo.main(ppo.Args(run_dir=str(run), **sizes, **options))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    with open(run / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["64", "128", "192", "256"]
+    for line, row in zip(lines, rows, strict=True):
+        step, minutes = int(row["step"]), float(row["seconds"]) / 60
+        assert line.startswith(f"step {step}/256 ({step / 256:.0%})  ")
+        assert f"ETA {minutes / step * (256 - step):.1f} min" in line
+        assert f"KL {float(row['kl']):.4f}" in line
+    events = EventAccumulator(str(run)).Reload()
+    for column in ("kl", "value_loss", "clip_fraction"):
+        scalars = [(scalar.step, scalar.value) for scalar in events.Scalars(column)]
+        expected = [(int(row["step"]), float(row[column])) for row in rows]
+        np.testing.assert_allclose(scalars, expected, rtol=1e-6)
