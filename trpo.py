@@ -79,7 +79,7 @@ class Batch(NamedTuple):
 
 def flat_grad(output, parameters, **kwargs):
     """Gradient of a scalar, (P,), where P is the number of parameters."""
-    gradients = torch.autograd.grad(output, parameters, materialize_grads=True, **kwargs)
+    gradients = torch.autograd.grad(output, parameters, **kwargs)
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 

@@ -1,5 +1,6 @@
 """Bad input, trouble and signals: one sentence, the right exit code, nothing lost on disk."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -137,6 +138,34 @@ def test_damaged_and_foreign_checkpoints(run, tmp_path, capsys):
     assert "a run of ppo.py" in refused(lambda: trpo.load_checkpoint(run), capsys)
 
 
+class Trap:
+    """A pickle of it makes a directory wherever it is read."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_nothing_in_a_checkpoint_is_executed(run, tmp_path, capsys):
+    checkpoint = ppo.load_checkpoint(run)
+    torch.save(checkpoint | {"trap": Trap(tmp_path / "sprung")}, tmp_path / "checkpoint.pt")
+    assert "UnpicklingError" in refused(lambda: ppo.load_checkpoint(tmp_path), capsys)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "option", [dict(env_id="Acrobot-v1"), dict(hidden_size=32), dict(run_dir="elsewhere")]
+)
+def test_what_cannot_change_when_a_run_resumes(run, option, capsys):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    saved = ppo.load_checkpoint(run)["args"] | dict(resume=str(run), total_steps=1000)
+    message = refused(lambda: ppo.main(ppo.Args(**(saved | option))), capsys)
+    assert f"--{next(iter(option)).replace('_', '-')} cannot change" in message
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
 def test_tools_refuse_what_is_not_a_run(run, tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"script": "no_such_script"}')
     elsewhere = evaluate.Args(str(tmp_path))
@@ -199,3 +228,19 @@ def test_a_signal_saves_and_stops(signum, code, tmp_path):
     assert "python -m tools.evaluate run" in out
     last = metrics.read_text().splitlines()[-1].split(",")
     assert ppo.load_checkpoint(tmp_path / "run")["progress"][:2] == (int(last[0]), int(last[1]))
+
+
+def test_a_second_signal_kills(tmp_path):
+    sizes = ["--num-envs", "64", "--num-steps", "100000", "--total-steps", "10_000_000"]
+    command = [sys.executable, ROOT / "ppo.py", *sizes, "--run-dir", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "run" / "metrics.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    try:
+        for _ in range(2):  # the first one waits for the end of an iteration of minutes
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == -signal.SIGINT
+    finally:
+        process.kill()

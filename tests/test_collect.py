@@ -73,9 +73,10 @@ class CountingPolicy(nn.Module):
 
 gym.register("Counting-v0", entry_point=Counting, vector_entry_point=CountingVector)
 
-# Halved rewards are k + 1, V is k, γ = λ = ½. So δ is (k + 1) + ½ (k + 1) − k, or 1 at termination,
-# and the λ-returns of whole episodes, for k = 0, 1, … and episodes of 2, 3 and 4 steps:
-TWO, THREE, FOUR = [2, 3], [2.0625, 3.25, 3], [2.171875, 3.6875, 4.75, 4]
+# Halved rewards are k + 1, V is k, γ = ½, λ = ¼. So δ is (k + 1) + ½ (k + 1) − k, or 1 at
+# termination, and the λ-returns of whole episodes, for k = 0, 1, … and 2, 3 and 4 steps:
+TWO, THREE = [1.5 + 2 / 8, 3], [1.5 + 2 / 8 + 1 / 64, 3 + 1 / 8, 3]
+FOUR = [1.5 + 2 / 8 + 2.5 / 64 + 1 / 512, 3 + 2.5 / 8 + 1 / 64, 4.5 + 1 / 8, 4]
 X = -1  # dummy step
 COUNTS = [  # by environment and step
     [[0, 1, X, 0, 1], [0, 1, 2, X, 0], [0, 1, 2, 3, X]],
@@ -83,7 +84,7 @@ COUNTS = [  # by environment and step
 ]
 RETURNS = [  # where a rollout cuts an episode off, V(k + 1) stands for the rest of it
     [[*TWO, X, *TWO], [*THREE, X, 1.5], [*FOUR, X]],
-    [[X, *TWO, X, 1.5], [*THREE[1:], X, 2, 3], [*FOUR, X]],
+    [[X, *TWO, X, 1.5], [*THREE[1:], X, *TWO], [*FOUR, X]],
 ]
 DONE = [{(1, 0), (2, 1), (3, 2), (4, 0)}, {(1, 1), (2, 0), (3, 2)}]  # (step, environment)
 EPISODES = [[(6, 2), (12, 3), (20, 4), (6, 2)], [(12, 3), (6, 2), (20, 4)]]  # raw rewards
@@ -92,7 +93,7 @@ EPISODES = [[(6, 2), (12, 3), (20, 4), (6, 2)], [(12, 3), (6, 2), (20, 4)]]  # r
 @pytest.mark.parametrize("mode", ["sync", "vector_entry_point"])
 def test_collect(mode):
     envs = ppo.make_envs("Counting-v0", 3, vectorization_mode=mode)
-    args = SimpleNamespace(num_steps=5, num_envs=3, gamma=0.5, gae_lambda=0.5, device="cpu")
+    args = SimpleNamespace(num_steps=5, num_envs=3, gamma=0.5, gae_lambda=0.25, device="cpu")
     scaler_saw = []
 
     def scaler(*grids):

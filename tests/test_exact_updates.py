@@ -394,7 +394,8 @@ def test_trust_region_step(case, max_kl, damping):
     full_step *= (2 * max_kl / (full_step @ matrix @ full_step)).sqrt()
     options = dict(max_kl=max_kl, cg_damping=damping, backtrack_coef=0.9)
     before, after, metrics = trust_region_update(case, **options)
-    for fraction in (0.9**i for i in range(10)):
+    fractions = [0.9**i for i in range(10)]
+    for fraction in fractions:
         vector_to_parameters(before + fraction * full_step, case.policy.parameters())
         gain = ((ratios(case) - 1) * case.batch.advantages).mean()
         if mean_kl(case.old_policy, case.policy, case.batch.obs) <= max_kl and gain > 0:
@@ -406,6 +407,23 @@ def test_trust_region_step(case, max_kl, damping):
     close(after, before + fraction * full_step)
     assert metrics["step_fraction"] == pytest.approx(fraction)
     assert metrics["line_search_failed"] == (fraction == 0)
+    tries = fractions.index(fraction) + 1 if fraction else 10
+    for iters in (tries, tries - 1):  # one try less, and it fails
+        vector_to_parameters(before, case.policy.parameters())
+        *_, metrics = trust_region_update(case, backtrack_iters=iters, **options)
+        assert metrics["step_fraction"] == (pytest.approx(fraction) if iters == tries else 0)
+
+
+def test_residual_of_the_trust_region_step(case):
+    """x is s times gᵀs / sᵀMs, for the residual of conjugate gradient is orthogonal to x."""
+    gradient = policy_gradient(case, case.batch.advantages)
+    matrix = fisher(case.policy, case.batch.obs) + 0.1 * torch.eye(len(gradient))
+    before, after, metrics = trust_region_update(case, cg_iters=3, cg_damping=0.1)
+    step = after - before
+    x = step * (gradient @ step) / (step @ matrix @ step)
+    residual = ((gradient - matrix @ x).norm() / gradient.norm()).item()
+    assert metrics["cg_residual"] == pytest.approx(residual)
+    assert residual > 1e-4
 
 
 TROUBLES = {

@@ -144,6 +144,7 @@ def test_gaussian_samples(space):
         (BOX[1], [9.0, -9, 3], [1, -2, 3]),
         (BOX[2], [[-9.0, 9], [0.5, 2]], [[-1, 2], [0.5, 2]]),
         (BOX[3], [-1e9, 0.25], [-1e9, 0.25]),
+        (spaces.Box(-3, 3, (3,), np.int64), [1.75, -1.75, 9.0], [2, -2, 3]),
     ],
 )
 def test_box_actions_are_clipped_to_the_bounds(space, action, sent):
@@ -175,6 +176,23 @@ def test_normalizer_limits():
     far = normalizer(torch.tensor([[0.1, 9.5], [0.1, 11], [0.1, -99]]))
     assert_allclose(far, [[0, 9.5], [0, 10], [0, -10]], rtol=1e-6)
     assert_array_equal(disabled(torch.tensor([[[99, -5]]])), [[99, -5]])
+
+
+def test_networks_are_two_tanh_layers_and_a_linear_one():
+    torch.manual_seed(0)
+    obs, normalizer = torch.randn(5, 3), Normalizer((3,))
+    normalizer.update(obs * 2 + 1)
+    z = (obs.numpy() - normalizer.mean.numpy()) / normalizer.std.numpy()
+    policy, value = Policy(normalizer, spaces.Discrete(4), 8), Value(normalizer, 8)
+    for net in (policy.net, value.net):
+        for parameter in net.parameters():
+            parameter.data.normal_()
+        weights, biases = zip(*((x.weight.detach(), x.bias.detach()) for x in net.layers))
+        hidden = np.tanh(z @ weights[0].numpy().T + biases[0].numpy())
+        hidden = np.tanh(hidden @ weights[1].numpy().T + biases[1].numpy())
+        expected = hidden @ weights[2].numpy().T + biases[2].numpy()
+        found = policy.outputs(obs) if net is policy.net else value(obs)[:, None]
+        assert_allclose(found.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", ["policy", "value"])

@@ -108,6 +108,16 @@ def test_a_taken_name_gets_a_suffix(tmp_path, monkeypatch):
     assert sorted(path.name for path in runs.iterdir()) == ["seed7", "seed7-2", "seed7-3"]
 
 
+def test_a_name_has_no_folders_but_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gym.register("toys/Toy-v0", Toy, kwargs=dict(action_space=SPACES["Discrete"]))
+    for env_id in ("toys/Toy-v0", "json:toys/Toy-v0"):  # the second imports a module first
+        train("ppo", "", total_steps=128, env_id=env_id)
+    runs = {path.relative_to(tmp_path) for path in tmp_path.rglob("seed1")}
+    names = "toys-Toy-v0", "json-toys-Toy-v0"
+    assert {str(run) for run in runs} == {f"runs/{name}/ppo/seed1" for name in names}
+
+
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_seed_fixes_everything(script, env_id, tmp_path):

@@ -5,6 +5,7 @@ import csv
 import math
 import shutil
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -36,9 +37,29 @@ def probabilities(policy, obs):
     return exps / exps.sum(1, keepdims=True)
 
 
+class Noise(gym.Env):
+    """Shows normal numbers, and pays the first of them or its negative; ends at random."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.obs = self.np_random.normal(size=2)
+        return self.obs, {}
+
+    def step(self, action):
+        reward = self.obs[0] if action else -self.obs[0]
+        self.obs = self.np_random.normal(size=2)
+        return self.obs, reward, self.np_random.random() < 0.1, False, {}
+
+
+gym.register("Noise-v0", Noise)
+
+
 def test_columns(watched, tmp_path):
     # Large steps, so that what is mirrored or upside down is far off; nothing else moves a policy
-    options = dict(policy_lr=0.02, normalize_obs=False, total_steps=8000)
+    options = dict(policy_lr=0.02, normalize_obs=False, total_steps=8000, env_id="Noise-v0")
     ppo.main(ppo.Args(run_dir=str(tmp_path / "run"), **SIZES, **options))
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -143,6 +164,31 @@ def test_resume_goes_on_with_the_saved_random_numbers(tmp_path):
         ppo.main(ppo.Args(**SIZES, **resumed))
         weights.append(ppo.load_checkpoint(folder)["policy"]["net.layers.0.weight"])
     assert not torch.equal(*weights)
+
+
+def state_after(run_dir, **options):
+    ppo.main(ppo.Args(total_steps=100, run_dir=str(run_dir), **(SIZES | options)))
+    return ppo.load_checkpoint(run_dir)
+
+
+def test_options_reach_what_they_are_for(tmp_path):
+    state = state_after(tmp_path / "defaults")
+    policy, value = state["policy"], state["value"]
+    for name in ("mean", "std", "count"):  # one normaliser, of the real steps
+        assert torch.equal(policy[f"net.normalizer.{name}"], value[f"net.normalizer.{name}"])
+    assert policy["net.normalizer.count"] == state["progress"][1] > 0
+    assert policy["net.normalizer.mean"].abs().min() > 0
+    options = dict(hidden_size=16, normalize_obs=False, normalize_rewards=False, value_lr=0.0)
+    state = state_after(tmp_path / "others", **options)
+    assert state["policy"]["net.layers.1.weight"].shape == (16, 16)
+    assert state["value"]["net.layers.1.weight"].shape == (16, 16)
+    assert state["policy"]["net.normalizer.count"] == 0
+    assert state["scaler"]["moments.count"] == 0
+    assert not state["value"]["net.layers.2.bias"].any()  # as it was at first
+    assert state["policy"]["net.layers.2.bias"].any()
+    # Without a future each return is a reward, and CartPole's are all 1
+    moments = state_after(tmp_path / "myopic", gamma=0.0)["scaler"]
+    assert (moments["moments.mean"], moments["moments.std"]) == (1, 1e-8)
 
 
 def test_number_of_threads(tmp_path):

@@ -7,9 +7,10 @@ arrow and the new text. A fault in the part that the scripts share is put into a
 run but for those marked slow, those that measure the files, and those of other tools.
 """
 
+import multiprocessing
+import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,19 +20,22 @@ from pathlib import Path
 from queue import Queue
 from typing import NamedTuple
 
+import pytest
 import tyro
 
 from tools import fail
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "gymnasium", "hypothesis.extra.numpy", "scipy.integrate"])
 SCRIPTS = ["vanilla_pg.py", "is_pg.py", "trpo.py", "ppo.py"]
 TESTS = ["exact_updates", "exact_returns", "exact", "tail", "collect", "networks", "runs"]
-TESTS += ["bad_input"]  # in this order, but those first that are most about the place
+TESTS += ["evaluate", "bad_input"]  # in this order, but those first that are most about the place
 FIRST = {
     "shared": ["tail", "collect", "runs", "bad_input"],
     "common/networks.py": ["networks", "exact_returns"],
     "common/returns.py": ["exact_returns"],
-    "tools/evaluate.py": ["runs", "bad_input"],
+    "tools/evaluate.py": ["evaluate"],
 }
 
 
@@ -85,23 +89,35 @@ def apply(mutant, root):
     return files, line
 
 
+def run_pytest(folder, arguments):
+    """To be called in a process of its own, in which the libraries are there already."""
+    os.chdir(folder)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("tools", "common")]:
+        del sys.modules[name]  # those of the folder are meant, which pytest puts on the path
+    sys.path[:] = [path for path in sys.path if path and Path(path).resolve() != ROOT]
+    with open("log.txt", "w") as sys.stdout:
+        sys.stderr = sys.stdout
+        sys.exit(pytest.main(arguments))
+
+
 def run_tests(folder, place, timeout):
     """The name of the first test that fails, or nothing."""
     names = FIRST.get(place, [])
     names = names + [name for name in TESTS if name not in names]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-m", "not slow", "--tb=no"]
-    command += ["-p", "no:cacheprovider", *(f"tests/test_{name}.py" for name in names)]
-    try:
-        result = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=timeout
-        )
-    except subprocess.TimeoutExpired:
+    arguments = ["-x", "-q", "-n", "0", "-m", "not slow", "--tb=no", "-p", "no:cacheprovider"]
+    arguments += [f"tests/test_{name}.py" for name in names]
+    process = CONTEXT.Process(target=run_pytest, args=(folder, arguments))
+    process.start()
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
         return f"more than {timeout:g} seconds"
-    if result.returncode == 0:
+    log = (folder / "log.txt").read_text()
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", log, re.MULTILINE)
+    if process.exitcode and not failed:
+        fail(f"the tests did not run: {log[-600:]}")
+    if not process.exitcode:
         return ""
-    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", result.stdout, re.MULTILINE)
-    if not failed:
-        fail(f"the tests did not run: {result.stdout[-300:]}{result.stderr[-300:]}")
     return failed[1].split("[")[0].removeprefix("test_").replace(".py::test_", ": ")
 
 

@@ -1,0 +1,80 @@
+"""tools.evaluate on episodes and a policy whose numbers are known."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import ppo
+from tools import evaluate
+
+
+class Known(gym.Env):
+    """Shows −1 for ever and pays the action. The seed plus 2 is the length; odd ones terminate."""
+
+    observation_space = gym.spaces.Box(-9, 9, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.length, self.count = self.length if seed is None else 2 + seed % 100, 0
+        return np.float32([-1]), {}
+
+    def step(self, action):
+        self.count += 1
+        over = self.count == self.length
+        return np.float32([-1]), float(action), over and self.length % 2 == 1, over, {}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose policy likes action 1 by the number 64 tanh(tanh(z)) − 30, z the normalised obs.
+
+    With the saved moments z is 1: the number is 11. Without them z is −1; with moments that go on
+    moving z falls, and so does the number.
+    """
+    gym.registry.pop("Known-v0", None)
+    gym.register("Known-v0", Known)
+    args = ppo.Args(env_id="Known-v0", num_steps=8, minibatch_size=8, total_steps=1)
+    args.run_dir = str(tmp_path / "run")
+    ppo.main(args)
+    checkpoint = ppo.load_checkpoint(args.run_dir)
+    weights = checkpoint["policy"]
+    weights["net.layers.0.weight"].fill_(1)
+    weights["net.layers.1.weight"].copy_(torch.eye(64))
+    weights["net.layers.2.weight"].copy_(torch.tensor([[0.0], [1]]).expand(2, 64))
+    for name in ("net.layers.0.bias", "net.layers.1.bias"):
+        weights[name].zero_()
+    weights["net.layers.2.bias"].copy_(torch.tensor([30.0, 0]))
+    weights["net.normalizer.mean"].fill_(-2)
+    weights["net.normalizer.std"].fill_(1)
+    weights["net.normalizer.count"].fill_(1)
+    torch.save(checkpoint, f"{args.run_dir}/checkpoint.pt")
+    return args.run_dir
+
+
+def test_returns_of_the_most_likely_actions(run, capsys):
+    evaluate.main(evaluate.Args(run, episodes=4, mode=True))
+    said = capsys.readouterr().out
+    assert "returns: 2.0 3.0 4.0 5.0\n" in said
+    assert "4 episodes, mode actions: return 3.5 ± 1.1, length 3.5\n" in said
+
+
+def test_returns_of_sampled_actions(run, capsys):
+    checkpoint = ppo.load_checkpoint(run)
+    checkpoint["policy"]["net.layers.2.weight"].zero_()
+    checkpoint["policy"]["net.layers.2.bias"].copy_(torch.tensor([0.0, 1.5]))  # 0.82 for action 1
+    torch.save(checkpoint, f"{run}/checkpoint.pt")
+    evaluate.main(evaluate.Args(run, episodes=90))
+    said = capsys.readouterr().out
+    assert "length 46.5\n" in said
+    returns = np.array(said.split("returns: ")[1].split("\n")[0].split(), float)
+    assert (returns <= 2 + np.arange(90)).all()
+    share, steps = returns.sum() / (90 * 46.5), 90 * 46.5
+    assert abs(share - 1 / (1 + np.exp(-1.5))) < 5 * np.sqrt(0.25 / steps)
+
+
+def test_episodes_that_do_not_end_are_cut_off(run, capsys):
+    evaluate.main(evaluate.Args(run, episodes=4, mode=True, max_steps=3))
+    said = capsys.readouterr().out
+    assert "returns: 2.0 3.0 3.0 3.0\n" in said
+    assert "2 of them were cut off at --max-steps 3" in said
