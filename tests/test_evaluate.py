@@ -78,3 +78,16 @@ def test_episodes_that_do_not_end_are_cut_off(run, capsys):
     said = capsys.readouterr().out
     assert "returns: 2.0 3.0 3.0 3.0\n" in said
     assert "2 of them were cut off at --max-steps 3" in said
+
+
+def test_observations_are_clipped_as_in_training(run, capsys):
+    """20 standard deviations are 10: the number is 35 − 64 tanh(tanh(z / 20)), 7 and not −6."""
+    checkpoint = ppo.load_checkpoint(run)
+    weights = checkpoint["policy"]
+    weights["net.normalizer.mean"].fill_(-21)
+    weights["net.layers.0.weight"].fill_(1 / 20)
+    weights["net.layers.2.weight"].neg_()
+    weights["net.layers.2.bias"].copy_(torch.tensor([-35.0, 0]))
+    torch.save(checkpoint, f"{run}/checkpoint.pt")
+    evaluate.main(evaluate.Args(run, episodes=4, mode=True))
+    assert "returns: 2.0 3.0 4.0 5.0\n" in capsys.readouterr().out

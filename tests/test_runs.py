@@ -4,12 +4,15 @@ import csv
 import importlib
 import json
 import shutil
+import subprocess
+import sys
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
+import ppo
 from tools import evaluate, plot
 
 SCRIPTS = ["vanilla_pg", "is_pg", "trpo", "ppo"]
@@ -149,12 +152,34 @@ def test_resume(script, tmp_path):
     assert same_weights(run, copy)
 
 
+def test_resume_on_the_command_line(tmp_path):
+    """At the options of the run, but for those that are given anew."""
+    run = tmp_path / "run"
+    train("ppo", run, total_steps=128, gamma=0.9)
+    command = [sys.executable, ppo.__file__, "--resume", str(run), "--total-steps", "256"]
+    subprocess.run([*command, "--seed", "5"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    saved = ppo.load_checkpoint(run)["args"]
+    assert saved == vars(ppo.Args()) | SMALL | dict(
+        run_dir=str(run), resume=str(run), total_steps=256, gamma=0.9, seed=5
+    )
+
+
 def test_resume_goes_on_from_the_saved_state(tmp_path):
     """With step sizes of 0 weights stay; statistics and optimizers go on from the saved ones."""
     run = tmp_path / "run"
-    train("ppo", run, total_steps=500, env_id="Pendulum-v1")
+    train("ppo", run, total_steps=500)
     saved = torch.load(run / "checkpoint.pt", weights_only=True)
-    resume("ppo", run, total_steps=600, policy_lr=0.0, value_lr=0.0)
+    assert torch.equal(saved["rng"], torch.get_rng_state())
+    _, _, seconds, recent, _ = saved["progress"]
+    before = read(run)
+    assert np.mean(recent) == pytest.approx(float(before[-1]["return_last100"]))
+    resume("ppo", run, total_steps=700, policy_lr=0.0, value_lr=0.0)
+    row = read(run)[len(before)]
+    new, mean = int(row["episodes"]), float(row["return_mean"])
+    last100 = (sum(recent) + new * mean) / (len(recent) + new)
+    assert len(recent) + new <= 100
+    assert float(row["return_last100"]) == pytest.approx(last100)
+    assert float(row["seconds"]) > seconds
     after = torch.load(run / "checkpoint.pt", weights_only=True)
     assert torch.equal(
         saved["policy"]["net.layers.0.weight"], after["policy"]["net.layers.0.weight"]

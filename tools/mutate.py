@@ -68,11 +68,11 @@ def read_mutants(text):
 
 
 def apply(mutant, root):
-    """{path: source} of the files that have the fault, and the number of the line in the first.
+    """{path: source} of the files that have the fault.
 
     Raises ValueError if the old text is not there once, or the new one is no Python.
     """
-    files, line = {}, 0
+    files = {}
     for name in SCRIPTS if mutant.place == "shared" else [mutant.place]:
         source = (root / name).read_text()
         start = source.find("# --- algorithm") + 1  # 0 in a file that has no such heading
@@ -85,8 +85,7 @@ def apply(mutant, root):
         at = start + part.index(mutant.old)
         files[root / name] = source[:at] + mutant.new + source[at + len(mutant.old) :]
         compile(files[root / name], name, "exec")
-        line = line or source.count("\n", 0, at) + 1
-    return files, line
+    return files
 
 
 def run_pytest(folder, arguments):
@@ -122,10 +121,10 @@ def run_tests(folder, place, timeout):
 
 
 def judge(mutant, folders, timeout):
-    """The line of the fault, and which test notices it."""
+    """Which test notices the fault, or nothing."""
     folder = folders.get()
     try:
-        files, line = apply(mutant, folder)
+        files = apply(mutant, folder)
         saved = {path: path.read_text() for path in files}
         for path, source in files.items():
             path.write_text(source)
@@ -134,32 +133,29 @@ def judge(mutant, folders, timeout):
             path.write_text(source)
     finally:
         folders.put(folder)
-    return line, killer
+    return killer
 
 
 def table(rows):
-    """Markdown. rows: pairs of a mutant and (line, killer)."""
-    lines = ["| line | old | new | noticed by |", "|---|---|---|---|"]
-    for mutant, (line, killer) in rows:
+    """Markdown. rows: pairs of a mutant and the test that notices it."""
+    lines = ["| old | new | noticed by |", "|---|---|---|"]
+    for mutant, killer in rows:
         old, new = (f"`{text.replace('|', chr(92) + '|')}`" for text in (mutant.old, mutant.new))
-        lines.append(f"| {line} | {old} | {new} | {killer or mutant.reason or '**nothing**'} |")
+        lines.append(f"| {old} | {new} | {killer or mutant.reason or '**nothing**'} |")
     return "\n".join(lines)
 
 
 def summary(results):
     """The share of the faults that tests notice, in a sentence."""
-    counted = [killer for mutant, (_, killer) in results if killer or not mutant.reason]
+    counted = [killer for mutant, killer in results if killer or not mutant.reason]
     killed, same = sum(map(bool, counted)), len(results) - len(counted)
     sentence = f"{killed} of {len(counted)} faults are noticed ({killed / len(counted):.1%})"
     return sentence + f"; {same} more change nothing that could be noticed."
 
 
-def report(results):
-    parts = [
-        "# One broken line at a time",
-        "Written by `python -m tools.mutate`.",
-        summary(results),
-    ]
+def report(results, how_long):
+    command = "Written by `python -m tools.mutate --output docs/mutations.md`, "
+    parts = ["# One broken line at a time", command + how_long, summary(results)]
     for place in dict.fromkeys(mutant.place for mutant, _ in results):
         rows = [row for row in results if row[0].place == place]
         title = "the part that the four scripts share" if place == "shared" else place
@@ -187,15 +183,16 @@ def main(args):
         with ThreadPoolExecutor(args.workers) as pool:
             verdicts = pool.map(lambda mutant: judge(mutant, folders, args.timeout), mutants)
             results = []
-            for mutant, verdict in zip(mutants, verdicts):
-                results.append((mutant, verdict))
+            for mutant, killer in zip(mutants, verdicts):
+                results.append((mutant, killer))
                 minutes = (time.time() - start) / 60
                 print(f"{len(results)}/{len(mutants)} {minutes:.1f} min  {mutant.place}", end=": ")
-                print(f"{mutant.old} ==> {mutant.new}: {verdict[1] or 'NOTHING'}", flush=True)
+                print(f"{mutant.old} ==> {mutant.new}: {killer or 'NOTHING'}", flush=True)
     print(summary(results))
     if args.output:
-        Path(args.output).write_text(report(results))
-    return any(not killer and not mutant.reason for mutant, (_, killer) in results)
+        how_long = f"in {minutes:.0f} minutes with {args.workers} workers."
+        Path(args.output).write_text(report(results, how_long))
+    return any(not killer and not mutant.reason for mutant, killer in results)
 
 
 if __name__ == "__main__":
