@@ -9,24 +9,25 @@ import itertools
 import json
 import math
 import os
+import pkgutil
 import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.wrappers.vector import FlattenObservation
+from gymnasium.wrappers.vector import FlattenObservation, RecordEpisodeStatistics
 from torch.distributions import kl_divergence
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from torch.optim import Adam
 
-from common.networks import Normalizer, Policy, Value, is_composite
-from common.returns import RewardScaler, episode_returns, gae
+from common.networks import Normalizer, Policy, Value
+from common.returns import RewardScaler, gae
 
 Count = Annotated[int, "at least 1", lambda x: x >= 1]
 Fraction = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
@@ -36,6 +37,9 @@ Positive = Annotated[float, "above 0", lambda x: x > 0]
 @dataclass
 class Args:
     env_id: str = "CartPole-v1"  # Gymnasium environment id, or module:id to import its module first
+    env_kwargs: str = "{}"  # options of the environment, as JSON: '{"gravity": -5}'
+    wrappers: tuple[str, ...] = ()  # module:Class of each to put around every environment
+    vectorization_mode: Literal["sync", "async"] | None = None  # async: in processes of their own
     seed: int = 1  # fixes weights, environments and actions
     total_steps: Count = 200_000  # environment steps to train for
     num_envs: Count = 8  # environments stepped together, N
@@ -156,25 +160,26 @@ def update_value(value, optimizer, batch, args):
 
 @torch.no_grad()
 def collect(envs, policy, value, scaler, state, args):
-    """Act for T steps from a state: obs (N, …), done (N,), returns and lengths so far (2, N).
+    """Act for T steps from a state: obs (N, …) and done (N,).
 
     The step after `done` merely resets the environment (autoreset NEXT_STEP): it is not valid.
     Returns the Batch, π_old on it, the next state, and (return, length) of each ended episode.
     """
-    obs, done, so_far = state
-    all_obs = np.empty((args.num_steps + 1, *obs.shape), np.float32)  # (T+1, N, …)
+    obs, done = state
+    all_obs = np.empty((args.num_steps + 1, *obs.shape), obs.dtype)  # (T+1, N, …)
     rewards = np.empty((args.num_steps, args.num_envs))  # (T, N), as the masks
     terminated, ended, valid = np.empty((3, *rewards.shape), bool)
-    actions, all_obs[0] = [], obs
+    actions, episodes, all_obs[0] = [], [], obs
     for t in range(args.num_steps):
         actions.append(policy.sample(torch.from_numpy(all_obs[t]).to(args.device)))
         step = envs.step(policy.to_env(actions[t]))
-        all_obs[t + 1], rewards[t], terminated[t], truncated, _ = step
+        all_obs[t + 1], rewards[t], terminated[t], truncated, info = step
         valid[t] = ~done
         ended[t] = done = terminated[t] | truncated
+        episodes += zip(*(info["episode"][k][done].tolist() for k in "rl")) if done.any() else []
     values = value(torch.from_numpy(all_obs).to(args.device).flatten(0, 1))
     values = values.numpy(force=True).reshape(-1, args.num_envs)  # (T+1, N)
-    scaled = scaler(rewards, ended, valid)
+    scaled = scaler(np.sign(rewards) if "ALE/" in args.env_id else rewards, ended, valid)
     advantages = gae(scaled, values, terminated, ended, args.gamma, args.gae_lambda)
     returns = advantages + values[:-1]
     advantages = (advantages - advantages[valid].mean()) / (advantages[valid].std() + 1e-8)
@@ -182,8 +187,7 @@ def collect(envs, policy, value, scaler, state, args):
     grids = all_obs[:-1], actions, np.float32(advantages), np.float32(returns), values[:-1]
     arrays = [*(grid[valid] for grid in grids), valid, ended]
     batch = Batch(*(torch.from_numpy(array).to(args.device) for array in arrays))
-    episodes, so_far = episode_returns(rewards, ended, valid, so_far)
-    return batch, policy(batch.obs), (all_obs[-1], done, so_far), episodes
+    return batch, policy(batch.obs), (all_obs[-1], done), episodes
 
 
 def fail(message, code=2):
@@ -204,12 +208,18 @@ def load_checkpoint(run_dir):
         fail(f"{run_dir} has no checkpoint.pt that can be read ({type(error).__name__})")
 
 
-def make_envs(env_id, num_envs, **kwargs):
-    """Environments stepped together, their observations in one Box."""
-    envs = gym.make_vec(env_id, num_envs=num_envs, **kwargs)
+def make_envs(args, num_envs, wrappers=(), **kwargs):
+    """Environments stepped together; observations in one Box, returns of episodes in the info."""
+    kwargs = dict(vectorization_mode=args.vectorization_mode) | json.loads(args.env_kwargs) | kwargs
+    if wrappers := [*map(pkgutil.resolve_name, args.wrappers), *wrappers]:
+        kwargs["wrappers"] = wrappers
+    elif "ALE/" in args.env_id and not kwargs["vectorization_mode"]:
+        kwargs["reward_clipping"] = False  # it would be done before the returns are counted
+    envs = RecordEpisodeStatistics(gym.make_vec(args.env_id, num_envs, **kwargs))
     if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:
         raise ValueError(f"autoreset_mode is {envs.metadata.get('autoreset_mode')}, not NEXT_STEP")
-    return FlattenObservation(envs) if is_composite(envs.single_observation_space) else envs
+    is_box = isinstance(envs.single_observation_space, gym.spaces.Box)
+    return envs if is_box else FlattenObservation(envs)
 
 
 def main(args):
@@ -218,8 +228,6 @@ def main(args):
         rule, holds = getattr(hint, "__metadata__", ("", lambda x: True))
         if not holds(getattr(args, name)):
             fail(f"--{name.replace('_', '-')} must be {rule}, not {getattr(args, name)}")
-    if args.minibatch_size > args.num_envs * args.num_steps:
-        fail("--minibatch-size is more than the batch of --num-envs times --num-steps: lower it")
     checkpoint = load_checkpoint(args.resume) if args.resume else {"args": vars(args)}
     iteration, step, seconds, recent, size = checkpoint.get("progress", (0, 0, 0.0, [], 0))
     for name in ("env_id", "hidden_size", "run_dir"):
@@ -228,8 +236,9 @@ def main(args):
     torch.set_num_threads(args.num_threads)
     try:
         torch.manual_seed(args.seed)
-        envs = make_envs(args.env_id, args.num_envs)
-        normalizer = Normalizer(envs.single_observation_space.shape, args.normalize_obs)
+        envs = make_envs(args, args.num_envs)
+        space = envs.single_observation_space
+        normalizer = Normalizer(space.shape, args.normalize_obs, space.dtype)
         policy = Policy(normalizer, envs.single_action_space, args.hidden_size).to(args.device)
         value = Value(normalizer, args.hidden_size).to(args.device)
         scaler = RewardScaler(args.num_envs, args.gamma, args.normalize_rewards)
@@ -239,23 +248,17 @@ def main(args):
         for name in parts if args.resume else ():
             parts[name].load_state_dict(checkpoint[name])
         env_seed = np.random.SeedSequence([args.seed, iteration]).generate_state(1)
-        state = envs.reset(seed=int(env_seed[0]))[0], np.zeros(args.num_envs, bool), 0.0
+        state = envs.reset(seed=int(env_seed[0]))[0], np.zeros(args.num_envs, bool)
         if args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
-    except (gym.error.Error, ImportError, KeyError, ValueError, RuntimeError, AssertionError) as e:
-        fail(f"cannot set up {args.env_id}: {e}")
+        script, env = Path(__file__).stem, args.env_id.replace("/", "-").replace(":", "-")
+        name = args.run_dir or f"runs/{env}/{script}/seed{args.seed}"
+        names = itertools.chain([name], (f"{name}-{suffix}" for suffix in itertools.count(2)))
+        run_dir = Path(args.resume or next(name for name in names if not Path(name).exists()))
+        run_dir.mkdir(parents=True, exist_ok=bool(args.resume))  # no name is used again
+    except Exception as error:  # of any type, as the environment has it
+        fail(f"cannot set up {args.env_id}: {type(error).__name__}: {error}")
     torch.set_rng_state(checkpoint.get("rng", torch.get_rng_state()))
-    script, env = Path(__file__).stem, args.env_id.replace("/", "-").replace(":", "-")
-    name = args.run_dir or f"runs/{env}/{script}/seed{args.seed}"
-    for suffix in itertools.count(1):
-        run_dir = Path(args.resume or (f"{name}-{suffix}" if suffix > 1 else name))
-        try:
-            run_dir.mkdir(parents=True, exist_ok=bool(args.resume))
-            break
-        except FileExistsError:
-            continue  # a taken name is never used again
-        except OSError as error:
-            fail(f"cannot make {run_dir}: {error.strerror}")
     config = dict(script=script, args=vars(args), torch=torch.__version__, gym=gym.__version__)
     (run_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     metrics = open(run_dir / "metrics.csv", "a", buffering=1)  # flushed at each line
@@ -271,8 +274,8 @@ def main(args):
         batch, old_dist, state, episodes = collect(envs, policy, value, scaler, state, args)
         # Update
         for optimizer in optimizers.values():
-            left = 1 - step / args.total_steps if args.anneal_lr else 1.0
-            optimizer.param_groups[0]["lr"] = optimizer.defaults["lr"] * left
+            lr = optimizer.defaults["lr"] * (1 - step / args.total_steps if args.anneal_lr else 1)
+            optimizer.param_groups[0]["lr"] = lr
         own_metrics = update_policy(policy, batch, old_dist, args)
         update_value(value, value_optimizer, batch, args)
         if not all(x.isfinite().all() for x in [*policy.parameters(), *value.parameters()]):
@@ -282,7 +285,7 @@ def main(args):
         with torch.no_grad():
             dist = policy(batch.obs)
         ratio = (dist.log_prob(batch.actions) - old_dist.log_prob(batch.actions)).double().exp()
-        error, variance = batch.returns - batch.values, batch.returns.var()
+        error, variance, mean = batch.returns - batch.values, batch.returns.var(), ratio.mean()
         kl, entropy = kl_divergence(old_dist, dist).mean(), dist.entropy().mean()
         returns, lengths = zip(*episodes) if episodes else ([math.nan], [math.nan])
         recent = [*recent, *(episode[0] for episode in episodes)][-100:]
@@ -291,11 +294,9 @@ def main(args):
         row = dict(iteration=iteration, step=step, episodes=len(episodes))
         row |= dict(return_mean=np.mean(returns), return_min=min(returns), return_max=max(returns))
         row |= dict(length_mean=np.mean(lengths), return_last100=last100, kl=kl, entropy=entropy)
-        row |= dict(ratio_mean=ratio.mean(), ratio_max=ratio.max())
-        row |= dict(ess=ratio.mean() ** 2 / ratio.square().mean())  # (Σw)² / Σw², over B
+        row |= dict(ratio_mean=mean, ratio_max=ratio.max(), ess=mean**2 / ratio.square().mean())
         row |= dict(explained_variance=1 - error.var() / variance, value_loss=error.square().mean())
-        row |= dict(learning_rate=next(iter(optimizers.values())).param_groups[0]["lr"])
-        row |= dict(steps_per_second=speed, seconds=seconds) | own_metrics
+        row |= dict(learning_rate=lr, steps_per_second=speed, seconds=seconds) | own_metrics
         if iteration == 1:
             metrics.write(",".join(row) + "\n")
         metrics.write(",".join("" if math.isnan(x) else f"{x:.9g}" for x in row.values()) + "\n")

@@ -9,33 +9,24 @@ from torch import nn
 from torch.distributions import Bernoulli, Categorical, Independent, Normal
 from torch.nn.functional import linear
 
-NUMBERS = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
-
-
-def is_composite(obs_space):
-    """Whether to flatten observations first. Raises ValueError for a space not made of numbers."""
-    if isinstance(obs_space, spaces.Dict | spaces.Tuple):
-        for part in obs_space.values() if isinstance(obs_space, spaces.Dict) else obs_space:
-            is_composite(part)
-    elif not isinstance(obs_space, NUMBERS):
-        supported = "Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple"
-        raise ValueError(f"no network for the observation space {obs_space}, only for {supported}")
-    return not isinstance(obs_space, spaces.Box)
-
 
 class Normalizer(nn.Module):
     """Flattens observations, and shifts and scales them by the moments of all seen so far.
 
     The moments move in `update` alone: they stand still while a batch is collected and learned
-    from, and are saved with the weights. With enabled=False it flattens and does no more.
+    from, and are saved with the weights. With enabled=False it flattens and does no more. Images,
+    which are uint8 in two dimensions or more, are divided by 255 instead.
     """
 
-    def __init__(self, shape, enabled=True):
+    def __init__(self, shape, enabled=True, dtype=np.float32):
         super().__init__()
-        self.enabled = enabled
-        self.clip = 10.0 if enabled else math.inf  # in standard deviations
+        if shape is None:
+            raise ValueError("observations must have a fixed size, so no Graph and no Sequence")
+        self.shape, self.is_image = shape, dtype == np.uint8 and len(shape) > 1
+        self.enabled = enabled and not self.is_image
+        self.clip = 10.0 if self.enabled else math.inf  # in standard deviations
         self.register_buffer("mean", torch.zeros(math.prod(shape)))
-        self.register_buffer("std", torch.ones(math.prod(shape)))
+        self.register_buffer("std", torch.full_like(self.mean, 255.0 if self.is_image else 1.0))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, obs):
@@ -125,12 +116,8 @@ class GaussianHead(nn.Module):
         return (actions.round() if self.dtype.kind in "iu" else actions).astype(self.dtype)
 
 
-HEADS = {
-    spaces.Discrete: CategoricalHead,
-    spaces.MultiDiscrete: CategoricalHead,
-    spaces.MultiBinary: BernoulliHead,
-    spaces.Box: GaussianHead,
-}
+HEADS = {spaces.Discrete: CategoricalHead, spaces.MultiDiscrete: CategoricalHead}
+HEADS |= {spaces.MultiBinary: BernoulliHead, spaces.Box: GaussianHead}
 
 
 class MLP(nn.Module):
@@ -153,6 +140,31 @@ class MLP(nn.Module):
         return linear(x, last.weight, last.bias)
 
 
+class CNN(nn.Module):
+    """Convolutions and two linear layers, on images of either channel order; orthogonal weights.
+
+    Those of Mnih et al. 2015 or, for images of less than 36 pixels a side, smaller ones.
+    """
+
+    def __init__(self, normalizer, hidden_size, num_outputs, output_gain):
+        super().__init__()
+        self.normalizer = normalizer
+        large = sorted(normalizer.shape)[-2] >= 36  # height and width are the largest sizes
+        sizes = [(32, 8, 4), (64, 4, 2), (64, 3, 1)] if large else [(32, 3, 1), (64, 3, 1)]
+        parts = [part for size in sizes for part in (nn.LazyConv2d(*size), nn.ReLU())]
+        parts += [nn.Flatten(), nn.LazyLinear(512 if large else hidden_size), nn.ReLU()]
+        self.layers = nn.Sequential(*parts, nn.LazyLinear(num_outputs))
+        self(torch.zeros(1, *normalizer.shape))  # the lazy layers take their sizes from it
+        for x in self.parameters():
+            nn.init.orthogonal_(x, 2**0.5) if x.dim() > 1 else nn.init.zeros_(x)
+        nn.init.orthogonal_(self.layers[-1].weight, output_gain)
+
+    def forward(self, obs):
+        x = self.normalizer(obs).reshape(-1, 1, *self.normalizer.shape)  # (B, 1, …, H, W, C)
+        x = x.movedim(-1, -3) if x.dim() > 4 and x.shape[-1] < x.shape[-3] else x
+        return self.layers(x.flatten(1, -3))  # (B, C, H, W)
+
+
 class Policy(nn.Module):
     """π(a|s): a batch of observations to a torch Distribution over actions.
 
@@ -167,7 +179,8 @@ class Policy(nn.Module):
             raise ValueError(f"no policy for the action space {action_space}, only for {supported}")
         self.head = heads[0](action_space)
         # Outputs near 0: the first policy is close to uniform, or to a standard normal
-        self.net = MLP(normalizer, hidden_size, math.prod(self.head.shape), output_gain=0.01)
+        network = CNN if normalizer.is_image else MLP
+        self.net = network(normalizer, hidden_size, math.prod(self.head.shape), output_gain=0.01)
 
     def outputs(self, obs):
         return self.net(obs).reshape(-1, *self.head.shape)
@@ -190,7 +203,8 @@ class Value(nn.Module):
 
     def __init__(self, normalizer, hidden_size=64):
         super().__init__()
-        self.net = MLP(normalizer, hidden_size, 1, output_gain=1.0)
+        network = CNN if normalizer.is_image else MLP
+        self.net = network(normalizer, hidden_size, 1, output_gain=1.0)
 
     def forward(self, obs):
         return self.net(obs).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Advantages, returns and reward scaling, on time-major (T, N) arrays."""
+"""Advantages and reward scaling, on time-major (T, N) arrays."""
 
 import numpy as np
 import torch
@@ -22,20 +22,6 @@ def gae(rewards, values, terminated, done, gamma, gae_lambda):
         advantage = delta[t] + decay[t] * advantage
         advantages[t] = advantage
     return advantages
-
-
-def episode_returns(rewards, done, valid, so_far):
-    """Undiscounted return and length of each episode that ended, in order of time, a list of pairs.
-
-    rewards, done, valid: (T, N); so_far: (2, N), of the episodes under way at the start, or 0.
-    Returns the list and, (2, N), the episodes under way at the end.
-    """
-    totals = np.cumsum([rewards, valid], axis=1)  # (2, T, N)
-    episodes, before = [], np.zeros_like(totals[:, 0]) - so_far
-    for t, n in zip(*done.nonzero()):
-        episodes.append(tuple((totals[:, t, n] - before[:, n]).tolist()))
-        before[:, n] = totals[:, t, n]
-    return episodes, totals[:, -1] - before
 
 
 class RewardScaler(nn.Module):

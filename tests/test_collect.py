@@ -1,7 +1,5 @@
 """The batch that `collect` makes of episodes whose numbers are known."""
 
-from types import SimpleNamespace
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -92,15 +90,16 @@ EPISODES = [[(6, 2), (12, 3), (20, 4), (6, 2)], [(12, 3), (6, 2), (20, 4)]]  # r
 
 @pytest.mark.parametrize("mode", ["sync", "vector_entry_point"])
 def test_collect(mode):
-    envs = ppo.make_envs("Counting-v0", 3, vectorization_mode=mode)
-    args = SimpleNamespace(num_steps=5, num_envs=3, gamma=0.5, gae_lambda=0.25, device="cpu")
+    sizes = dict(num_steps=5, num_envs=3, gamma=0.5, gae_lambda=0.25)
+    args = ppo.Args(env_id="Counting-v0", **sizes)
+    envs = ppo.make_envs(args, 3, vectorization_mode=mode)
     scaler_saw = []
 
     def scaler(*grids):
         scaler_saw[:] = grids
         return grids[0] / 2
 
-    state = envs.reset(seed=2)[0], np.zeros(3, bool), 0.0
+    state = envs.reset(seed=2)[0], np.zeros(3, bool)
     for rollout in range(2):
         batch, old_dist, state, episodes = ppo.collect(
             envs, CountingPolicy(), nn.Flatten(0), scaler, state, args
@@ -130,5 +129,6 @@ def test_collect(mode):
 def test_other_autoreset_modes_are_refused(vectorization, mode):
     own = {"autoreset_mode": mode}
     kwargs = {"vector_kwargs": own} if vectorization == "sync" else own
+    args = ppo.Args(env_id="Counting-v0")
     with pytest.raises(ValueError, match=f"{mode.name}.*not NEXT_STEP"):
-        ppo.make_envs("Counting-v0", 2, vectorization_mode=vectorization, **kwargs)
+        ppo.make_envs(args, 2, vectorization_mode=vectorization, **kwargs)

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -255,18 +254,94 @@ NESTED = spaces.Dict(pair=PAIR, row=spaces.Tuple([THREE]))
     ],
 )
 def test_every_observation_space_reaches_the_networks(space, shown, flat):
-    envs = ppo.make_envs("Showing-v0", 3, space=space, shown=shown)
+    args = ppo.Args(env_id="Showing-v0", num_steps=2, num_envs=3)
+    envs = ppo.make_envs(args, 3, space=space, shown=shown)
     normalizer = Normalizer(envs.single_observation_space.shape, enabled=False)
     policy, value = Policy(normalizer, envs.single_action_space), Value(normalizer)
-    args = SimpleNamespace(num_steps=2, num_envs=3, gamma=0.9, gae_lambda=0.9, device="cpu")
-    state = envs.reset(seed=0)[0], np.zeros(3, bool), 0.0
+    state = envs.reset(seed=0)[0], np.zeros(3, bool)
     batch, *_ = ppo.collect(envs, policy, value, lambda rewards, *_: rewards, state, args)
     assert_array_equal(normalizer(batch.obs), [flat] * 6)
     assert batch.actions.shape == (6, 2)
     assert batch.values.shape == (6,)
 
 
-def test_other_parts_of_an_observation_are_refused_by_name():
-    space, shown = spaces.Dict(which=THREE, words=spaces.Text(5)), {"which": 1, "words": "up"}
-    with pytest.raises(ValueError, match="Text"):
-        ppo.make_envs("Showing-v0", 3, space=space, shown=shown)
+def test_observations_without_a_size_are_refused():
+    space, shown = spaces.Dict(which=THREE, many=spaces.Sequence(THREE)), {"which": 1, "many": (1,)}
+    envs = ppo.make_envs(ppo.Args(env_id="Showing-v0"), 3, space=space, shown=shown)
+    with pytest.raises(ValueError, match="fixed size"):
+        Normalizer(envs.single_observation_space.shape)
+
+
+def image_networks(shape, **options):
+    """A policy and a value function for images of a shape, with biases that are not 0."""
+    torch.manual_seed(0)
+    normalizer = Normalizer(shape, dtype=np.uint8)
+    networks = Policy(normalizer, THREE, **options), Value(normalizer, **options)
+    for parameter in itertools.chain(*(network.parameters() for network in networks)):
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter)
+    return networks
+
+
+def convolve(image, weight, bias):
+    """(C, H, W) to (channels, H−2, W−2), a pixel at a time."""
+    output = np.empty((len(weight), image.shape[1] - 2, image.shape[2] - 2))
+    for _, i, j in np.ndindex(output.shape):
+        output[:, i, j] = np.einsum("cxy,ocxy->o", image[:, i : i + 3, j : j + 3], weight) + bias
+    return output
+
+
+def test_small_images_go_through_two_convolutions_and_two_layers():
+    images = np.random.default_rng(0).integers(0, 256, (2, 7, 6, 3)).astype(np.uint8)
+    for network in image_networks((7, 6, 3), hidden_size=5):
+        weights = [parameter.detach().double().numpy() for parameter in network.parameters()]
+        for image, output in zip(images, network.net(torch.from_numpy(images))):
+            x = np.moveaxis(image, -1, 0) / 255
+            for weight, bias in (weights[0:2], weights[2:4]):
+                x = convolve(x, weight, bias).clip(0)
+            x = (weights[4] @ x.flatten() + weights[5]).clip(0)
+            assert len(x) == 5
+            assert_allclose(output.detach(), weights[6] @ x + weights[7], rtol=1e-4, atol=1e-4)
+
+
+def test_large_images_go_through_the_network_of_mnih_et_al():
+    for network, outputs in zip(image_networks((4, 84, 84)), [3, 1]):
+        sizes = [tuple(x.shape) for x in network.parameters() if x.dim() > 1]
+        convolutions = [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3)]
+        assert sizes == [*convolutions, (512, 64 * 7 * 7), (outputs, 512)]
+        kinds = [type(layer).__name__ for layer in network.net.layers]
+        assert kinds == ["Conv2d", "ReLU"] * 3 + ["Flatten", "Linear", "ReLU", "Linear"]
+        assert [layer.stride for layer in network.net.layers[:6:2]] == [(4, 4), (2, 2), (1, 1)]
+
+
+def test_channels_may_come_first_or_last_or_in_a_stack_of_frames():
+    frames = torch.randint(0, 256, (5, 2, 40, 44, 3), dtype=torch.uint8)  # (B, S, H, W, C)
+    policy, _ = image_networks((6, 40, 44))
+    expected = policy.outputs(frames.movedim(-1, 2).reshape(5, 6, 40, 44))
+    for shape, images in [
+        ((2, 40, 44, 3), frames),
+        ((40, 44, 6), frames.permute(0, 2, 3, 1, 4).flatten(3)),
+        ((2, 3, 40, 44), frames.movedim(-1, 2)),
+    ]:
+        other, _ = image_networks(shape)
+        other.load_state_dict(policy.state_dict() | normalizer_state(other))
+        assert_allclose(other.outputs(images).detach(), expected.detach(), rtol=1e-4, atol=1e-5)
+    grey, _ = image_networks((40, 44))
+    assert grey.outputs(frames[:, 0, :, :, 0]).shape == (5, 3)
+
+
+def normalizer_state(policy):
+    return {name: x for name, x in policy.state_dict().items() if "normalizer" in name}
+
+
+def test_images_stay_bytes_until_they_are_in_the_network():
+    space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    args = ppo.Args(env_id="Showing-v0", num_steps=2, num_envs=3)
+    envs = ppo.make_envs(args, 3, space=space, shown=np.full((8, 8, 3), 51, np.uint8))
+    normalizer = Normalizer(space.shape, True, space.dtype)
+    policy, value = Policy(normalizer, envs.single_action_space, 8), Value(normalizer, 8)
+    state = envs.reset(seed=0)[0], np.zeros(3, bool)
+    batch, *_ = ppo.collect(envs, policy, value, lambda rewards, *_: rewards, state, args)
+    assert batch.obs.dtype == torch.uint8
+    normalizer.update(batch.obs)
+    assert_allclose(normalizer(batch.obs), np.full((6, 192), 0.2), rtol=1e-6)

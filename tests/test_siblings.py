@@ -43,7 +43,7 @@ def parts(script):
     tail = rest.split("# --- shared by every script")[1].replace(
         "policy, policy_optimizer", "policy"
     )
-    tail = tail.replace("policy_optimizer=policy_optimizer, ", "")
+    tail = tail.replace(", policy_optimizer=policy_optimizer", "")
     return fields, batch, [line for line in tail.splitlines() if "policy_optimizer" not in line]
 
 

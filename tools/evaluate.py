@@ -5,6 +5,7 @@ Run: python -m tools.evaluate runs/CartPole-v1/ppo/seed1 --episodes 20 --video
 
 import importlib
 import json
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ def play(envs, policy, args):
     returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
     finished = np.zeros(envs.num_envs, bool)
     for _ in range(args.max_steps):
-        obs = torch.from_numpy(np.array(obs, np.float32))
+        obs = torch.from_numpy(obs)
         actions = policy(obs).mode if args.mode else policy.sample(obs)
         obs, reward, terminated, truncated, _ = envs.step(policy.to_env(actions))
         returns += reward * ~finished
@@ -62,6 +63,8 @@ def play(envs, policy, args):
 
 
 def main(args):
+    if "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo draws without a display then
     if args.episodes < 1 or args.max_steps < 1:
         fail("--episodes and --max-steps must be at least 1")
     script, trained, checkpoint = load(args.run_dir)
@@ -73,18 +76,19 @@ def main(args):
         disable_logger=True,
     )
     try:
-        envs = script.make_envs(trained.env_id, args.episodes)
-        normalizer = script.Normalizer(envs.single_observation_space.shape, trained.normalize_obs)
+        envs = script.make_envs(trained, args.episodes)
+        space = envs.single_observation_space
+        normalizer = script.Normalizer(space.shape, trained.normalize_obs, space.dtype)
         policy = script.Policy(normalizer, envs.single_action_space, trained.hidden_size)
         policy.load_state_dict(checkpoint["policy"])
         if args.video:
-            stage = script.make_envs(
-                trained.env_id,
-                1,
-                vectorization_mode="sync",
-                render_mode="rgb_array",
-                wrappers=[film],
-            )
+            wrappers, options = [film], dict(vectorization_mode="sync", render_mode="rgb_array")
+            if "ALE/" in trained.env_id and not trained.wrappers:
+                # What Atari's own vectorised environment does to the frames, which it cannot film
+                wrappers += [gym.wrappers.AtariPreprocessing]
+                wrappers += [partial(gym.wrappers.FrameStackObservation, stack_size=4)]
+                options["frameskip"] = 1
+            stage = script.make_envs(trained, 1, wrappers, **options)
     except (gym.error.Error, ImportError, LookupError, ValueError, RuntimeError) as error:
         fail(f"cannot set up {trained.env_id}: {error}")
 
