@@ -54,6 +54,7 @@ ENVIRONMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["vanilla_pg", "is_pg", "trpo", "ppo"])
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_environment(name, script, tmp_path, capsys):
