@@ -29,8 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "gymnasium", "hypothesis.extra.numpy", "scipy.integrate"])
 SCRIPTS = ["vanilla_pg.py", "is_pg.py", "trpo.py", "ppo.py"]
+# In this order, but those first that are most about the place
 TESTS = ["exact_updates", "exact_returns", "exact", "tail", "collect", "networks", "runs"]
-TESTS += ["evaluate", "environments", "bad_input"]  # in this order, but those first that are most about the place
+TESTS += ["evaluate", "environments", "bad_input"]
 FIRST = {
     "shared": ["tail", "collect", "runs", "bad_input"],
     "common/networks.py": ["networks", "exact_returns"],
