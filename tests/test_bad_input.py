@@ -57,6 +57,7 @@ def test_the_command_line(options, words, tmp_path):
         (dict(num_envs=0), "--num-envs must be at least 1"),
         (dict(total_steps=0), "--total-steps must be at least 1"),
         (dict(clip_eps=0.0), "--clip-eps must be above 0"),
+        (dict(env_id="minigrid:MiniGrid-Empty-5x5-v0"), "try --wrappers"),
         (dict(env_kwargs="{gravity: 5}"), "JSONDecodeError"),
         (dict(env_kwargs='{"gravitas": 5}'), "gravitas"),
         (dict(wrappers=("gymnasium.wrappers:NoSuchWrapper",)), "NoSuchWrapper"),
