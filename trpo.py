@@ -256,8 +256,8 @@ def main(args):
         names = itertools.chain([name], (f"{name}-{suffix}" for suffix in itertools.count(2)))
         run_dir = Path(args.resume or next(name for name in names if not Path(name).exists()))
         run_dir.mkdir(parents=True, exist_ok=bool(args.resume))  # no name is used again
-    except Exception as error:  # of any type, as the environment has it
-        fail(f"cannot set up {args.env_id}: {type(error).__name__}: {str(error) or 'try --wrappers'}")
+    except Exception as e:  # of any type, as the environment has it
+        fail(f"cannot set up {args.env_id}: {type(e).__name__}: {str(e) or 'try --wrappers'}")
     torch.set_rng_state(checkpoint.get("rng", torch.get_rng_state()))
     config = dict(script=script, args=vars(args), torch=torch.__version__, gym=gym.__version__)
     (run_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
