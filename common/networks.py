@@ -161,7 +161,7 @@ class CNN(nn.Module):
 
     def forward(self, obs):
         x = self.normalizer(obs).reshape(-1, 1, *self.normalizer.shape)  # (B, 1, …, H, W, C)
-        x = x.movedim(-1, -3) if x.dim() > 4 and x.shape[-1] < x.shape[-3] else x
+        x = x.movedim(-1, -3) if x.shape[-1] < x.shape[-3] else x
         return self.layers(x.flatten(1, -3))  # (B, C, H, W)
 
 

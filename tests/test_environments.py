@@ -173,3 +173,6 @@ def test_options_of_the_environment(tmp_path, monkeypatch):
     assert made == [3.5] * 2
     evaluate.main(evaluate.Args(run, episodes=3, max_steps=5))
     assert made == [3.5] * 5
+    others = ppo.make_envs(ppo.Args(env_id="Pendulum-v1", **options), 2, [lambda env: note(env)])
+    assert made == [3.5] * 9  # one more wrapper around each
+    others.close()

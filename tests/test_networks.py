@@ -304,6 +304,25 @@ def test_small_images_go_through_two_convolutions_and_two_layers():
             assert_allclose(output.detach(), weights[6] @ x + weights[7], rtol=1e-4, atol=1e-4)
 
 
+def test_initial_weights_for_images_are_orthogonal():
+    normalizer = Normalizer((40, 40, 3), dtype=np.uint8)
+    for network, gain in [(Policy(normalizer, THREE), 0.01), (Value(normalizer), 1)]:
+        *hidden, last = (layer for layer in network.net.layers if hasattr(layer, "weight"))
+        for layer, size in [*((layer, math.sqrt(2)) for layer in hidden), (last, gain)]:
+            weight = layer.weight.detach().flatten(1) / size
+            rows = min(weight, weight.T, key=len)
+            assert_allclose(rows @ rows.T, np.eye(len(rows)), atol=1e-5)
+            assert not layer.bias.any()
+
+
+def test_a_row_of_bytes_is_no_image():
+    normalizer, obs = Normalizer((128,), dtype=np.uint8), torch.arange(256).reshape(2, 128).byte()
+    policy = Policy(normalizer, THREE)
+    normalizer.update(obs)
+    assert policy.outputs(obs).shape == (2, 3)
+    assert_allclose(normalizer(obs), np.repeat([[-1.0], [1]], 128, 1), rtol=1e-6)
+
+
 def test_large_images_go_through_the_network_of_mnih_et_al():
     for network, outputs in zip(image_networks((4, 84, 84)), [3, 1]):
         sizes = [tuple(x.shape) for x in network.parameters() if x.dim() > 1]
