@@ -114,6 +114,9 @@ def test_signs_of_atari_rewards_are_learned_from_and_raw_ones_reported(tmp_path,
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["return_min"], row["return_max"]) == ("-2", "-2")
+    for network in ("policy", "value"):  # images go through convolutions
+        weights = ppo.load_checkpoint(tmp_path / "run")[network]
+        assert weights["net.layers.0.weight"].shape == (32, 3, 8, 8)
 
 
 def test_the_atari_environment_does_not_clip_rewards():
