@@ -43,7 +43,7 @@ class Args:
     seed: int = 1  # fixes weights, environments and actions
     total_steps: Count = 200_000  # environment steps to train for
     num_envs: Count = 8  # environments stepped together, N
-    gamma: Fraction = 0.99  # discount, γ
+    gamma: Fraction = 0.995  # discount, γ
     gae_lambda: Fraction = 0.95  # less bias (1) or less variance (0) in the advantages, λ
     hidden_size: Count = 64  # units in each of the two hidden layers
     normalize_obs: bool = True  # by their running mean and standard deviation

@@ -14,8 +14,8 @@ class Normalizer(nn.Module):
     """Flattens observations, and shifts and scales them by the moments of all seen so far.
 
     The moments move in `update` alone: they stand still while a batch is collected and learned
-    from, and are saved with the weights. With enabled=False it flattens and does no more. Images,
-    which are uint8 in two dimensions or more, are divided by 255 instead.
+    from, and are saved with the weights. Images, which are uint8 in two dimensions or more, are
+    divided by 255 and not by a deviation. With enabled=False the moments are not used.
     """
 
     def __init__(self, shape, enabled=True, dtype=np.float32):
@@ -23,8 +23,8 @@ class Normalizer(nn.Module):
         if shape is None:
             raise ValueError("observations must have a fixed size, so no Graph and no Sequence")
         self.shape, self.is_image = shape, dtype == np.uint8 and len(shape) > 1
-        self.enabled = enabled and not self.is_image
-        self.clip = 10.0 if self.enabled else math.inf  # in standard deviations
+        self.enabled = enabled
+        self.clip = 10.0 if enabled else math.inf  # in standard deviations
         self.register_buffer("mean", torch.zeros(math.prod(shape)))
         self.register_buffer("std", torch.full_like(self.mean, 255.0 if self.is_image else 1.0))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
@@ -46,7 +46,8 @@ class Normalizer(nn.Module):
         delta = obs.mean(0) - self.mean
         var = old * self.std.double() ** 2 + new * obs.var(0, correction=0) + old * new * delta**2
         self.mean += new * delta
-        self.std.copy_(var.sqrt().clamp(min=1e-8))  # a feature that never moves is mapped to 0
+        if not self.is_image:  # where a pixel that hardly ever changes would come to outshine all
+            self.std.copy_(var.sqrt().clamp(min=1e-8))  # a feature that never moves is mapped to 0
 
 
 class CategoricalHead(nn.Module):
@@ -101,7 +102,8 @@ class GaussianHead(nn.Module):
     def __init__(self, space):
         super().__init__()
         self.shape, self.dtype = space.shape, space.dtype
-        self.log_std = nn.Parameter(torch.zeros(space.shape))
+        std = np.clip(space.high / 4 - space.low / 4, 1e-3, 1)  # a quarter of the range, at most 1
+        self.log_std = nn.Parameter(torch.tensor(np.log(std).tolist()))
         self.low, self.high = space.low, space.high
 
     def forward(self, outputs):
@@ -178,7 +180,7 @@ class Policy(nn.Module):
             supported = ", ".join(space.__name__ for space in HEADS)
             raise ValueError(f"no policy for the action space {action_space}, only for {supported}")
         self.head = heads[0](action_space)
-        # Outputs near 0: the first policy is close to uniform, or to a standard normal
+        # Outputs near 0: the first policy is close to uniform (Andrychowicz et al. 2021)
         network = CNN if normalizer.is_image else MLP
         self.net = network(normalizer, hidden_size, math.prod(self.head.shape), output_gain=0.01)
 

@@ -19,8 +19,7 @@ def gae(rewards, values, terminated, done, gamma, gae_lambda):
     advantages = np.zeros_like(delta)
     advantage = np.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
-        advantage = delta[t] + decay[t] * advantage
-        advantages[t] = advantage
+        advantages[t] = advantage = delta[t] + decay[t] * advantage
     return advantages
 
 

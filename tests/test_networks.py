@@ -204,14 +204,29 @@ def test_initial_weights_are_orthogonal(network):
         assert not linear.bias.any()
 
 
-def test_first_policy_is_near_uniform_or_standard_normal():
+def test_first_policy_is_near_uniform_or_half_as_wide_as_its_range():
     torch.manual_seed(0)
     obs, normalizer = torch.randn(100, 5), Normalizer((5,))
     entropy = Policy(normalizer, spaces.MultiDiscrete([4, 2]))(obs).entropy()
     assert_allclose(entropy.detach(), math.log(4 * 2), rtol=1e-4)
     dist = Policy(normalizer, spaces.Box(-1, 1, (3,)))(obs)
     assert_allclose(dist.mean.detach(), np.zeros((100, 3)), atol=0.05)
-    assert_array_equal(dist.stddev.detach(), np.ones((100, 3)))
+    assert_allclose(dist.stddev.detach(), np.full((100, 3), 0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "std"),
+    [
+        ([-2, 0, -0.4], [2, 1, 0.4], np.float32, [1, 0.25, 0.2]),  # a quarter of 4, 1 and 0.8
+        ([-3, -np.inf, 0], [3, np.inf, np.inf], np.float64, [1, 1, 1]),  # but 1 at most
+        ([-3e38, 0, 5], [3e38, 1e-9, 5], np.float32, [1, 0.001, 0.001]),  # and not 0
+        ([0, 0, 7], [255, 1, 9], np.uint8, [1, 0.25, 0.5]),
+    ],
+)
+def test_first_standard_deviation_fits_the_range_of_each_action(low, high, dtype, std):
+    space = spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=dtype)
+    dist = Policy(Normalizer((2,)), space)(OBS)
+    assert_allclose(dist.stddev[0].detach(), std, rtol=1e-6)
 
 
 class Showing(gym.Env):
@@ -363,4 +378,8 @@ def test_images_stay_bytes_until_they_are_in_the_network():
     batch, *_ = ppo.collect(envs, policy, value, lambda rewards, *_: rewards, state, args)
     assert batch.obs.dtype == torch.uint8
     normalizer.update(batch.obs)
-    assert_allclose(normalizer(batch.obs), np.full((6, 192), 0.2), rtol=1e-6)
+    # Shifted by the mean of each pixel, which is 51, but divided by 255 whatever its deviation is
+    assert_allclose(normalizer(batch.obs + 51), np.full((6, 192), 0.2), rtol=1e-6)
+    disabled = Normalizer(space.shape, False, space.dtype)
+    disabled.update(batch.obs)
+    assert_allclose(disabled(batch.obs), np.full((6, 192), 0.2), rtol=1e-6)
