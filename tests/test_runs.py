@@ -265,13 +265,28 @@ def test_plot(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_plots_keep_options_of_the_environment_apart(tmp_path):
+    kwargs = '{"sutton_barto_reward": true}'
+    train("ppo", tmp_path / "plain", total_steps=500)
+    train("ppo", tmp_path / "other", total_steps=500, env_kwargs=kwargs)
+    runs = plot.read_runs([str(tmp_path)], "return_last100")
+    assert sorted(runs) == ["CartPole-v1", f"CartPole-v1 {kwargs}"]
+
+
+def test_what_runs_end_with():
+    kinds = [("step", float), ("return_last100", float)]
+    runs = [np.array([(10, 1), (1000 + i, end)], kinds) for i, end in enumerate([2, -7.25, 1234.5])]
+    sentence = plot.last(runs, "return_last100")
+    assert sentence == "3 runs end with 2.00 (-7.25 to 1,234.50) at step 1,002"
+
+
 def test_steps_to_reach_a_bar():
     kinds = [("step", float), ("return_last100", float), ("episodes", float)]
     early = np.array([(10, 480, 5), (20, 470, 99), (30, 475, 100), (40, 490, 104)], kinds)
     late = np.array([(10, 20, 50), (20, 100, 120), (50, 500, 140)], kinds)
     never = np.array([(10, 20, 150)], kinds)
     sentence = plot.steps_to_reach([early, late, never], "return_last100", 475)
-    assert sentence == "2 of 3 runs reach 475, at 40 steps (30 to 50)"
+    assert sentence == "2 of 3 runs reach 475, at step 40 (30 to 50)"
     assert plot.steps_to_reach([never], "return_last100", 475) == "0 of 1 runs reach 475"
 
 

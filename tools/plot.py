@@ -28,7 +28,7 @@ class Args:
 
 
 def read_runs(run_dirs, column):
-    """{environment: {script: [rows, …]}} of all runs in or below the given folders.
+    """{environment and its options: {script: [rows, …]}} of all runs in or below the folders.
 
     rows: a structured array of the rows of metrics.csv that have a value in the column; in
     `episodes` the number of all episodes up to there.
@@ -40,7 +40,9 @@ def read_runs(run_dirs, column):
             continue
         try:
             config = json.loads(path.with_name("config.json").read_text())
-            script, env_id = config["script"], config["args"]["env_id"]
+            script, options = config["script"], config["args"]
+            kwargs = options.get("env_kwargs", "{}")  # a run of other options is of another kind
+            env = options["env_id"] + (f" {kwargs}" if kwargs != "{}" else "")
             rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)  # an empty cell is NaN
         except (OSError, ValueError, LookupError) as error:
             fail(f"{path.parent} is not a whole run ({type(error).__name__}): leave it out")
@@ -48,8 +50,21 @@ def read_runs(run_dirs, column):
             fail(f"{path} has no column {column}, only {', '.join(rows.dtype.names)}")
         rows["episodes"] = rows["episodes"].cumsum()
         if (known := ~np.isnan(rows[column])).any():
-            runs[env_id][script].append(rows[known])
+            runs[env][script].append(rows[known])
     return runs
+
+
+def spread(numbers, form):
+    """Median and range of some numbers, in words."""
+    low, middle, high = (format(x, form) for x in np.quantile(numbers, [0, 0.5, 1]))
+    return f"{middle} ({low} to {high})"
+
+
+def last(runs, column):
+    """A sentence on what the runs end with."""
+    steps = max(rows["step"][-1] for rows in runs)
+    ends = spread([rows[column][-1] for rows in runs], ",.2f")
+    return f"{len(runs)} runs end with {ends} at step {steps:,.0f}"
 
 
 def steps_to_reach(runs, column, bar):
@@ -58,7 +73,7 @@ def steps_to_reach(runs, column, bar):
     first = [steps[0] for steps in reaching if len(steps)]
     sentence = f"{len(first)} of {len(runs)} runs reach {bar:g}"
     if first:
-        sentence += f", at {np.median(first):,.0f} steps ({min(first):,.0f} to {max(first):,.0f})"
+        sentence += f", at step {spread(first, ',.0f')}"
     return sentence
 
 
@@ -85,17 +100,19 @@ def main(args):
     runs = read_runs(args.run_dirs, args.column)
     if not runs:
         fail(f"no run with a finished episode in: {', '.join(args.run_dirs) or 'nothing given'}")
-    figure, panels = pyplot.subplots(
-        1, len(runs), figsize=(5.5 * len(runs), 4), squeeze=False, layout="constrained"
-    )
-    for axes, (env_id, scripts) in zip(panels[0], runs.items()):
+    columns = min(len(runs), 4)
+    figure = pyplot.figure(layout="constrained")
+    figure.set_size_inches(5.5 * columns, 4 * math.ceil(len(runs) / columns))
+    for place, (env, scripts) in enumerate(runs.items(), 1):
+        axes = figure.add_subplot(math.ceil(len(runs) / columns), columns, place)
         for script in sorted(scripts, key=lambda name: [*ORDER, name].index(name)):
             draw(axes, scripts[script], args.column, script)
+            sentences = [last(scripts[script], args.column)]
             if not math.isnan(args.bar):
-                sentence = steps_to_reach(scripts[script], args.column, args.bar)
-                print(f"{env_id} {script}: {sentence}")
+                sentences.append(steps_to_reach(scripts[script], args.column, args.bar))
+            print(f"{env} {script}: {'; '.join(sentences)}")
         label = LABELS.get(args.column, args.column.replace("_", " "))
-        axes.set(title=env_id, xlabel="environment steps", ylabel=label)
+        axes.set(title=env, xlabel="environment steps", ylabel=label)
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         axes.grid(alpha=0.3)
         axes.legend(title="mean and range of runs", frameon=False)
