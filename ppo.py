@@ -205,8 +205,8 @@ def main(args):
         parts = dict(policy=policy, value=value, scaler=scaler) | optimizers
         for name in parts if args.resume else ():
             parts[name].load_state_dict(checkpoint[name])
-        env_seed = np.random.SeedSequence([args.seed, iteration]).generate_state(1)
-        state = envs.reset(seed=int(env_seed[0]))[0], np.zeros(args.num_envs, bool)
+        draw = np.random.SeedSequence([args.seed, iteration]).generate_state(1)[0].item()
+        state = envs.reset(seed=draw % (2**31 - args.num_envs))[0], np.zeros(args.num_envs, bool)
         if args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
         script, env = Path(__file__).stem, args.env_id.replace("/", "-").replace(":", "-")

@@ -119,6 +119,24 @@ def test_signs_of_atari_rewards_are_learned_from_and_raw_ones_reported(tmp_path,
         assert weights["net.layers.0.weight"].shape == (32, 3, 8, 8)
 
 
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_seeds_fit_in_31_bits(seed, tmp_path, monkeypatch):
+    """As those of the Atari environment must, which takes them for C's int."""
+    seen, reset = [], Paying.reset
+
+    def spy(self, *, seed=None, options=None):
+        seen.append(seed)
+        return reset(self)
+
+    monkeypatch.setattr(Paying, "reset", spy)
+    options = dict(env_id="ALE/Paying-v0", vectorization_mode="sync", run_dir=str(tmp_path / "run"))
+    ppo.main(ppo.Args(**(SMALL | options | dict(total_steps=10, seed=seed))))
+    first, second, *later = seen
+    assert second == first + 1  # one for each of the two environments, and for no later reset
+    assert 0 <= first < second < 2**31
+    assert set(later) == {None}
+
+
 def test_the_atari_environment_does_not_clip_rewards():
     envs = ppo.make_envs(ppo.Args(env_id="ale_py:ALE/Pong-v5"), 2)
     assert envs.unwrapped.spec.kwargs["reward_clipping"] is False

@@ -54,16 +54,17 @@ def read_runs(run_dirs, column):
     return runs
 
 
-def spread(numbers, form):
+def spread(numbers):
     """Median and range of some numbers, in words."""
-    low, middle, high = (format(x, form) for x in np.quantile(numbers, [0, 0.5, 1]))
+    quantiles = np.quantile(numbers, [0, 0.5, 1])
+    low, middle, high = (f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}" for x in quantiles)
     return f"{middle} ({low} to {high})"
 
 
 def last(runs, column):
     """A sentence on what the runs end with."""
     steps = max(rows["step"][-1] for rows in runs)
-    ends = spread([rows[column][-1] for rows in runs], ",.2f")
+    ends = spread([rows[column][-1] for rows in runs])
     return f"{len(runs)} runs end with {ends} at step {steps:,.0f}"
 
 
@@ -73,7 +74,7 @@ def steps_to_reach(runs, column, bar):
     first = [steps[0] for steps in reaching if len(steps)]
     sentence = f"{len(first)} of {len(runs)} runs reach {bar:g}"
     if first:
-        sentence += f", at step {spread(first, ',.0f')}"
+        sentence += f", at step {spread(first)}"
     return sentence
 
 
