@@ -277,7 +277,8 @@ def test_what_runs_end_with():
     kinds = [("step", float), ("return_last100", float)]
     runs = [np.array([(10, 1), (1000 + i, end)], kinds) for i, end in enumerate([2, -7.25, 1234.5])]
     sentence = plot.last(runs, "return_last100")
-    assert sentence == "3 runs end with 2 (-7.25 to 1,234) at step 1,002"
+    assert sentence == "ends with 2 (-7.25 to 1,234) at step 1,002 (runs: 3)"
+    assert plot.last(runs[1:2], "return_last100") == "ends with -7.25 at step 1,001 (runs: 1)"
 
 
 def test_steps_to_reach_a_bar():

@@ -93,17 +93,17 @@ def main(args):
         fail(f"cannot set up {trained.env_id}: {error}")
 
     returns, lengths, finished = play(envs, policy, args)
-    print("returns:", " ".join(f"{x:.1f}" for x in returns))
+    print("returns:", " ".join(f"{x:.5g}" for x in returns))
     print(
         f"{args.episodes} episodes, {'mode' if args.mode else 'sampled'} actions: "
-        f"return {returns.mean():.1f} ± {returns.std():.1f}, length {lengths.mean():.1f}"
+        f"return {returns.mean():.5g} ± {returns.std():.3g}, length {lengths.mean():.1f}"
     )
     if not finished.all():
         print(f"{(~finished).sum()} of them were cut off at --max-steps {args.max_steps}")
     if args.video:
         (filmed,), _, _ = play(stage, policy, args)
         print(f"video: {max(folder.glob('*.mp4'), key=lambda path: path.stat().st_mtime)}", end="")
-        print(f", of an episode of return {filmed:.1f}")
+        print(f", of an episode of return {filmed:.5g}")
 
 
 if __name__ == "__main__":

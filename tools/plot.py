@@ -55,17 +55,17 @@ def read_runs(run_dirs, column):
 
 
 def spread(numbers):
-    """Median and range of some numbers, in words."""
+    """Median and range of some numbers, in words; a single one as it is."""
     quantiles = np.quantile(numbers, [0, 0.5, 1])
     low, middle, high = (f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}" for x in quantiles)
-    return f"{middle} ({low} to {high})"
+    return f"{middle} ({low} to {high})" if len(numbers) > 1 else middle
 
 
 def last(runs, column):
     """A sentence on what the runs end with."""
     steps = max(rows["step"][-1] for rows in runs)
     ends = spread([rows[column][-1] for rows in runs])
-    return f"{len(runs)} runs end with {ends} at step {steps:,.0f}"
+    return f"ends with {ends} at step {steps:,.0f} (runs: {len(runs)})"
 
 
 def steps_to_reach(runs, column, bar):
