@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 
 import ppo
 from tools import evaluate, plot
@@ -271,6 +272,19 @@ def test_plots_keep_options_of_the_environment_apart(tmp_path):
     train("ppo", tmp_path / "other", total_steps=500, env_kwargs=kwargs)
     runs = plot.read_runs([str(tmp_path)], "return_last100")
     assert sorted(runs) == ["CartPole-v1", f"CartPole-v1 {kwargs}"]
+
+
+def test_all_runs_of_a_length_count_to_the_end():
+    kinds = [("step", float), ("return_last100", float)]
+    ends = [(1000, 8), (990, 2), (500, 100)]  # two that are done, and one that is half done
+    runs = [np.array([(0, 0), end], kinds) for end in ends]
+    axes = pyplot.figure().add_subplot()
+    plot.draw(axes, runs, "return_last100", "ppo")
+    steps, means = axes.lines[0].get_data()
+    assert (steps[-1], means[-1]) == (1000, 5)
+    assert means[199] == pytest.approx(
+        (steps[199] / 1000 * 8 + steps[199] / 990 * 2 + 99.75) / 3, 1e-3
+    )
 
 
 def test_what_runs_end_with():

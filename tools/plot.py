@@ -80,9 +80,13 @@ def steps_to_reach(runs, column, bar):
 
 def draw(axes, runs, column, label):
     """The mean over the runs, and the range from the lowest to the highest."""
-    grid = np.linspace(0, max(rows["step"][-1] for rows in runs), 400)
-    ends = dict(left=np.nan, right=np.nan)
-    curves = np.array([np.interp(grid, rows["step"], rows[column], **ends) for rows in runs])
+    end = max(rows["step"][-1] for rows in runs)
+    grid, curves = np.linspace(0, end, 400), []
+    for rows in runs:
+        # Runs of the same length differ by a few steps: not a reason to leave one out at the end
+        right = rows[column][-1] if rows["step"][-1] > 0.98 * end else np.nan
+        curves.append(np.interp(grid, rows["step"], rows[column], left=np.nan, right=right))
+    curves = np.array(curves)
     some = ~np.isnan(curves).all(axis=0)
     grid, curves = grid[some], curves[:, some]
     (line,) = axes.plot(grid, np.nanmean(curves, axis=0), label=f"{label} ({len(runs)})")
