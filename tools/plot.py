@@ -78,7 +78,7 @@ def steps_to_reach(runs, column, bar):
     return sentence
 
 
-def draw(axes, runs, column, label):
+def draw(axes, runs, column, script):
     """The mean over the runs, and the range from the lowest to the highest."""
     end = max(rows["step"][-1] for rows in runs)
     grid, curves = np.linspace(0, end, 400), []
@@ -89,9 +89,10 @@ def draw(axes, runs, column, label):
     curves = np.array(curves)
     some = ~np.isnan(curves).all(axis=0)
     grid, curves = grid[some], curves[:, some]
-    (line,) = axes.plot(grid, np.nanmean(curves, axis=0), label=f"{label} ({len(runs)})")
+    color = f"C{[*ORDER, script].index(script)}"  # the same in every panel
+    axes.plot(grid, np.nanmean(curves, axis=0), color=color, label=f"{script} ({len(runs)})")
     low, high = np.nanmin(curves, axis=0), np.nanmax(curves, axis=0)
-    axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.fill_between(grid, low, high, color=color, alpha=0.2, linewidth=0)
 
 
 def main(args):
