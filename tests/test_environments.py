@@ -142,6 +142,20 @@ def test_the_atari_environment_does_not_clip_rewards():
     envs.close()
 
 
+@pytest.mark.slow
+def test_films_of_atari_have_the_frames_of_training(tmp_path, capsys):
+    kwargs = '{"img_height": 44, "img_width": 40, "stack_num": 3}'
+    env_id, run = "ale_py:ALE/Pong-v5", str(tmp_path / "run")
+    ppo.main(
+        ppo.Args(env_id=env_id, env_kwargs=kwargs, run_dir=run, **(SMALL | {"total_steps": 16}))
+    )
+    weights = ppo.load_checkpoint(run)["policy"]
+    assert weights["net.layers.0.weight"].shape == (32, 3, 8, 8)
+    assert len(weights["net.normalizer.mean"]) == 3 * 44 * 40
+    evaluate.main(evaluate.Args(run, episodes=1, max_steps=20, video=True))
+    assert "video: " in capsys.readouterr().out
+
+
 def workers():
     return multiprocessing.active_children()
 

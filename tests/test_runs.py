@@ -282,6 +282,7 @@ def test_all_runs_of_a_length_count_to_the_end():
     plot.draw(axes, runs, "return_last100", "ppo")
     steps, means = axes.lines[0].get_data()
     assert (steps[-1], means[-1]) == (1000, 5)
+    assert axes.lines[0].get_color() == "C3"  # ppo's in every panel
     assert means[199] == pytest.approx(
         (steps[199] / 1000 * 8 + steps[199] / 990 * 2 + 99.75) / 3, 1e-3
     )

@@ -6,7 +6,7 @@ Run: python -m tools.evaluate runs/CartPole-v1/ppo/seed1 --episodes 20 --video
 import importlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -85,11 +85,26 @@ def main(args):
             wrappers, options = [film], dict(vectorization_mode="sync", render_mode="rgb_array")
             if "ALE/" in trained.env_id and not trained.wrappers:
                 # What Atari's own vectorised environment does to the frames, which it cannot film
-                wrappers += [gym.wrappers.AtariPreprocessing]
-                wrappers += [partial(gym.wrappers.FrameStackObservation, stack_size=4)]
+                stack, height, width = space.shape
+                kwargs = json.loads(trained.env_kwargs)
+                for name in kwargs.keys() & {"img_height", "img_width", "stack_num"}:
+                    del kwargs[name]
+                trained = replace(trained, env_kwargs=json.dumps(kwargs))
+                size = dict(screen_size=(width, height))
+                wrappers += [partial(gym.wrappers.AtariPreprocessing, **size)]
+                wrappers += [partial(gym.wrappers.FrameStackObservation, stack_size=stack)]
                 options["frameskip"] = 1
             stage = script.make_envs(trained, 1, wrappers, **options)
-    except (gym.error.Error, ImportError, LookupError, ValueError, RuntimeError) as error:
+            if stage.single_observation_space.shape != space.shape:
+                fail(f"cannot film {trained.env_id} with observations of the shape {space.shape}")
+    except (
+        gym.error.Error,
+        ImportError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         fail(f"cannot set up {trained.env_id}: {error}")
 
     returns, lengths, finished = play(envs, policy, args)
