@@ -110,7 +110,8 @@ def update_policy(policy, optimizer, batch, old_dist, args):
             objective = (ratio * batch.advantages).mean()  # its gradient is E[ρ A ∇log π]
         else:
             objective = (log_probs * weighted).mean()
-        objective = objective + args.entropy_coef * dist.entropy().mean()
+        if args.entropy_coef:
+            objective = objective + args.entropy_coef * dist.entropy().mean()
         optimizer.zero_grad()
         (-objective).backward()
         clip_grad_norm_(optimizer.param_groups[0]["params"], args.max_grad_norm, foreach=False)
@@ -272,8 +273,7 @@ def main(args):
         row |= dict(ratio_mean=mean, ratio_max=ratio.max(), ess=mean**2 / ratio.square().mean())
         row |= dict(explained_variance=1 - error.var() / variance, value_loss=error.square().mean())
         row |= dict(learning_rate=lr, steps_per_second=speed, seconds=seconds) | own_metrics
-        if iteration == 1:
-            metrics.write(",".join(row) + "\n")
+        metrics.write(",".join(row) + "\n" if iteration == 1 else "")
         metrics.write(",".join("" if math.isnan(x) else f"{x:.9g}" for x in row.values()) + "\n")
         for name in row if events else ():
             events.add_scalar(name, row[name], step)

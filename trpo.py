@@ -297,8 +297,7 @@ def main(args):
         row |= dict(ratio_mean=mean, ratio_max=ratio.max(), ess=mean**2 / ratio.square().mean())
         row |= dict(explained_variance=1 - error.var() / variance, value_loss=error.square().mean())
         row |= dict(learning_rate=lr, steps_per_second=speed, seconds=seconds) | own_metrics
-        if iteration == 1:
-            metrics.write(",".join(row) + "\n")
+        metrics.write(",".join(row) + "\n" if iteration == 1 else "")
         metrics.write(",".join("" if math.isnan(x) else f"{x:.9g}" for x in row.values()) + "\n")
         for name in row if events else ():
             events.add_scalar(name, row[name], step)

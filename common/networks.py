@@ -23,8 +23,7 @@ class Normalizer(nn.Module):
         if shape is None:
             raise ValueError("observations must have a fixed size, so no Graph and no Sequence")
         self.shape, self.is_image = shape, dtype == np.uint8 and len(shape) > 1
-        self.enabled = enabled
-        self.clip = 10.0 if enabled else math.inf  # in standard deviations
+        self.enabled, self.clip = enabled, 10.0 if enabled else math.inf  # in standard deviations
         self.register_buffer("mean", torch.zeros(math.prod(shape)))
         self.register_buffer("std", torch.full_like(self.mean, 255.0 if self.is_image else 1.0))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
@@ -39,15 +38,15 @@ class Normalizer(nn.Module):
         """Merge the moments of obs, (B, *shape), into the running ones (Chan et al. 1979)."""
         if not self.enabled:
             return
-        obs = obs.reshape(len(obs), -1).double()
+        obs = obs.reshape(len(obs), -1).to(torch.float32 if self.is_image else torch.float64)
         self.count += len(obs)
         new = len(obs) / self.count.item()  # shares of the merged sample, in double precision
-        old = 1 - new
-        delta = obs.mean(0) - self.mean
-        var = old * self.std.double() ** 2 + new * obs.var(0, correction=0) + old * new * delta**2
-        self.mean += new * delta
+        old, delta = 1 - new, obs.mean(0) - self.mean
         if not self.is_image:  # where a pixel that hardly ever changes would come to outshine all
+            var = old * self.std.double() ** 2 + new * obs.var(0, correction=0)
+            var += old * new * delta**2
             self.std.copy_(var.sqrt().clamp(min=1e-8))  # a feature that never moves is mapped to 0
+        self.mean += new * delta
 
 
 class CategoricalHead(nn.Module):
@@ -162,9 +161,11 @@ class CNN(nn.Module):
         nn.init.orthogonal_(self.layers[-1].weight, output_gain)
 
     def forward(self, obs):
+        if len(obs) > 256 and not torch.is_grad_enabled():  # in parts, as all take much memory
+            return torch.cat([self(part) for part in obs.split(256)])
         x = self.normalizer(obs).reshape(-1, 1, *self.normalizer.shape)  # (B, 1, …, H, W, C)
-        x = x.movedim(-1, -3) if x.shape[-1] < x.shape[-3] else x
-        return self.layers(x.flatten(1, -3))  # (B, C, H, W)
+        x = (x.movedim(-1, -3) if x.shape[-1] < x.shape[-3] else x).flatten(1, -3)
+        return self.layers(x.to(memory_format=torch.channels_last))  # (B, C, H, W), faster so
 
 
 class Policy(nn.Module):

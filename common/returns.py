@@ -16,8 +16,7 @@ def gae(rewards, values, terminated, done, gamma, gae_lambda):
     """
     delta = rewards + gamma * values[1:] * ~terminated - values[:-1]
     decay = gamma * gae_lambda * ~done
-    advantages = np.zeros_like(delta)
-    advantage = np.zeros_like(delta[0])
+    advantages, advantage = np.empty_like(delta), 0.0
     for t in reversed(range(len(delta))):
         advantages[t] = advantage = delta[t] + decay[t] * advantage
     return advantages

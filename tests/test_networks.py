@@ -364,6 +364,15 @@ def test_channels_may_come_first_or_last_or_in_a_stack_of_frames():
     assert grey.outputs(frames[:, 0, :, :, 0]).shape == (5, 3)
 
 
+def test_many_images_give_what_each_gives_alone():
+    images = torch.randint(0, 256, (600, 6, 7, 3), dtype=torch.uint8)
+    for network in image_networks((6, 7, 3), hidden_size=5):
+        with torch.no_grad():
+            together = network.net(images)
+        alone = torch.cat([network.net(image) for image in images.split(1)])
+        assert_allclose(together, alone.detach(), rtol=1e-4, atol=1e-5)
+
+
 def normalizer_state(policy):
     return {name: x for name, x in policy.state_dict().items() if "normalizer" in name}
 
