@@ -193,12 +193,13 @@ def main(args):
             fail(f"--{name.replace('_', '-')} cannot change when a run resumes: start a new one")
     torch.set_num_threads(args.num_threads)
     try:
-        torch.manual_seed(args.seed)
+        torch.manual_seed(args.seed + 2**32 * iteration)  # the CPU's is restored below
         envs = make_envs(args, args.num_envs)
         space = envs.single_observation_space
         normalizer = Normalizer(space.shape, args.normalize_obs, space.dtype)
-        policy = Policy(normalizer, envs.single_action_space, args.hidden_size).to(args.device)
-        value = Value(normalizer, args.hidden_size).to(args.device)
+        policy = Policy(normalizer, envs.single_action_space, args.hidden_size)
+        value = Value(normalizer, args.hidden_size)
+        policy, value = policy.to(args.device), value.to(args.device)
         scaler = RewardScaler(args.num_envs, args.gamma, args.normalize_rewards)
         policy_optimizer = Adam(policy.parameters(), args.policy_lr, eps=1e-5, fused=True)
         value_optimizer = Adam(value.parameters(), args.value_lr, eps=1e-5, fused=True)
@@ -218,7 +219,7 @@ def main(args):
     except Exception as e:  # of any type, as the environment has it
         fail(f"cannot set up {args.env_id}: {type(e).__name__}: {str(e) or 'try --wrappers'}")
     torch.set_rng_state(checkpoint.get("rng", torch.get_rng_state()))
-    config = dict(script=script, args=vars(args), torch=torch.__version__, gym=gym.__version__)
+    config = dict(script=script, args=vars(args), torch=str(torch.__version__), gym=gym.__version__)
     (run_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     metrics = open(run_dir / "metrics.csv", "a", buffering=1)  # flushed at each line
     metrics.truncate(size)  # rows from after the checkpoint
@@ -270,11 +271,10 @@ def main(args):
         # Save
         normalizer.update(batch.obs)
         if over or time.time() > next_save:
-            checkpoint = {"script": script, "args": vars(args), "rng": torch.get_rng_state()}
-            checkpoint["progress"] = iteration, step, seconds, recent, metrics.tell()
-            checkpoint |= {name: part.state_dict() for name, part in parts.items()}
+            checkpoint = config | {name: part.state_dict() for name, part in parts.items()}
+            progress = iteration, step, seconds, recent, metrics.tell()
             with open(run_dir / "checkpoint.tmp", "wb") as file:
-                torch.save(checkpoint, file)
+                torch.save(checkpoint | dict(progress=progress, rng=torch.get_rng_state()), file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(file.name, run_dir / "checkpoint.pt")  # the old one or the new, never half
