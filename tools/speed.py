@@ -1,67 +1,343 @@
-"""Steps per second of whole training runs, next to stable-baselines3 at the same settings.
+"""Steps per second of whole training loops, next to stable-baselines3 and sb3-contrib.
 
-Run: python -m tools.speed
+Run: python -m tools.speed --output docs/speed.csv
 
-CartPole-v1, 4 environments x 128 steps, 4 epochs of 4 minibatches, two networks of 64 x 64, one
-thread. The two take turns, A B A B …, so that both see the same machine.
+At each setting ours, the other and the environment alone (random actions) take turns, A B C A B C
+…, so that all see the same machine; every run has a process of its own, one thread and, where the
+system can, one core. Environments, steps, epochs, minibatches and networks are the same. The
+others do less: they neither normalise observations nor scale rewards. Steps per second are those
+after the first iteration; the seconds to its end begin with the process, imports and all.
 """
 
 import contextlib
-import io
+import csv
+import importlib.util
+import itertools
+import os
 import statistics
+import sys
 import tempfile
 import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
 
-import torch
+import numpy as np
 import tyro
 
-import ppo
 from tools import fail
+
+PEERS = {"vanilla_pg": "A2C", "trpo": "TRPO", "ppo": "PPO"}
+PARTS = "collect", "prepare", "update", "log"
+UNITS = {"steps_per_second": "1/s", **dict.fromkeys(PARTS, "µs per step"), "memory": "MiB"}
+UNITS |= dict.fromkeys(["first_iteration", "solved_training", "solved_command"], "s")
+CLEANRL = dict(num_envs=4, num_steps=128, minibatch_size=128, policy_epochs=4, value_epochs=4)
+SB3 = dict(env_id="HalfCheetah-v5", num_envs=1, num_steps=2048, minibatch_size=64)
+A2C = dict(num_envs=4, num_steps=5, minibatch_size=20, value_epochs=1)
+PONG = dict(env_id="ale_py:ALE/Pong-v5", num_steps=128, policy_epochs=4, value_epochs=4)
+SETTINGS = [  # script, name, its options, environment steps of a run
+    ("ppo", "CartPole-v1, 4 × 128", CLEANRL, 30_000),
+    ("ppo", "CartPole-v1", {}, 30_000),
+    ("ppo", "LunarLander-v3", dict(env_id="LunarLander-v3"), 20_000),
+    ("ppo", "HalfCheetah-v5, 1 × 2048", SB3, 10_000),
+    ("ppo", "HalfCheetah-v5", dict(env_id="HalfCheetah-v5"), 20_000),
+    ("ppo", "Hopper-v5", dict(env_id="Hopper-v5"), 20_000),
+    ("ppo", "Pong, 8 × 128", PONG, 4_000),
+    ("trpo", "CartPole-v1", {}, 30_000),
+    ("trpo", "HalfCheetah-v5", dict(env_id="HalfCheetah-v5"), 20_000),
+    ("vanilla_pg", "CartPole-v1, 4 × 5", A2C, 10_000),
+]
+GROWTH = [  # option, its values, what else is set, so that a batch has 2048 steps
+    ("num_envs", [2**i for i in range(9)], lambda n: dict(num_envs=n, num_steps=2048 // n)),
+    ("hidden_size", [64, 128, 256, 512, 1024], lambda n: dict(hidden_size=n)),
+    ("minibatch_size", [2**i for i in range(5, 12)], lambda n: dict(minibatch_size=n)),
+]
 
 
 @dataclass
 class Args:
     repeats: int = 5  # runs of each
-    total_steps: int = 30_720  # environment steps in a run
+    only: str = ""  # settings whose script or name has this in it
+    output: str = "speed.csv"  # file with a row for each run; the medians are printed
+    against: str = ""  # folder of a changed copy of this project, to compare with instead
+    solve: bool = False  # instead time CartPole-v1 until 475, at seeds 1 to REPEATS
+    growth: str = ""  # instead draw how the cost of a step grows with the work, as this picture
 
 
-def run_ours(steps):
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        sizes = dict(num_envs=4, num_steps=128, minibatch_size=128, policy_epochs=4, value_epochs=4)
-        ppo.main(ppo.Args(total_steps=steps, run_dir=f"{folder}/run", **sizes))
+class Watch:
+    """Seconds spent in each part of each iteration, and the steps done before it."""
+
+    def __init__(self):
+        self.part, self.since, self.iterations = "", time.perf_counter(), []
+
+    def enter(self, part):
+        """A part of the loop begins, and with it ends the one before."""
+        now = time.perf_counter()
+        if self.iterations:
+            self.iterations[-1]["seconds"][self.part] += now - self.since
+        self.part, self.since = part, now
+
+    def begin(self, steps):
+        """An iteration begins, and with it its collecting."""
+        self.enter("collect")
+        self.iterations.append(dict(time=time.time(), steps=steps, seconds=Counter()))
+
+    def result(self, started):
+        """Means over all iterations but the first and the last, whose end is not seen."""
+        first, *inner, last = self.iterations[1:]
+        seconds = sum((iteration["seconds"] for iteration in [first, *inner]), Counter())
+        steps = last["steps"] - first["steps"]
+        row = dict(steps_per_second=steps / seconds.total(), memory=peak_memory())
+        row |= {part: 1e6 * seconds[part] / steps for part in PARTS}
+        return row | {"first_iteration": first["time"] - started}
 
 
-def run_sb3(steps):
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.env_util import make_vec_env
+def peak_memory():
+    """Maximum resident set of this process, in MiB."""
+    import resource
 
-    envs = make_vec_env("CartPole-v1", n_envs=4)
-    sizes = dict(n_steps=128, batch_size=128, n_epochs=4)
-    PPO("MlpPolicy", envs, device="cpu", seed=1, **sizes).learn(steps)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def hook(owner, function, before=None, after=None):
+    original = getattr(owner, function)
+
+    def hooked(*args, **kwargs):
+        if before:
+            before()
+        result = original(*args, **kwargs)
+        if after:
+            after(result)
+        return result
+
+    setattr(owner, function, hooked)
+
+
+def run_ours(name, options, steps, started):
+    script, watch, collected = importlib.import_module(name), Watch(), [0]
+    hook(script, "collect", lambda: watch.begin(sum(collected)))
+    hook(script, "collect", after=lambda result: collected.append(len(result[0].obs)))
+    # The first use of V in an iteration is right after its last step
+    hook(script.Value, "forward", lambda: watch.part == "collect" and watch.enter("prepare"))
+    hook(script, "update_policy", lambda: watch.enter("update"))
+    hook(script, "update_value", after=lambda _: watch.enter("log"))
+    with tempfile.TemporaryDirectory() as folder:
+        script.main(script.Args(total_steps=steps, run_dir=f"{folder}/run", **options))
+        rows = np.genfromtxt(f"{folder}/run/metrics.csv", delimiter=",", names=True)
+    result = watch.result(started)
+    solved = (rows["episodes"].cumsum() >= 100) & (rows["return_last100"] >= 475)
+    if solved[:-1].any():
+        after = solved.argmax()
+        result["solved_training"] = rows["seconds"][after]
+        result["solved_command"] = watch.iterations[after + 1]["time"] - started
+    return result
+
+
+def run_peer(name, options, steps, started, against):
+    if against:
+        sys.path.insert(0, against)
+        return run_ours(name, options, steps, started)
+    import sb3_contrib
+    import stable_baselines3
+    import torch
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    torch.set_num_threads(1)
+    watch, ours = Watch(), importlib.import_module(name).Args(**options)
+
+    class Callback(BaseCallback):
+        def _on_rollout_start(self):
+            watch.begin(self.num_timesteps)
+
+        def _on_rollout_end(self):
+            watch.enter("update")
+
+        def _on_step(self):
+            return True
+
+    sizes = dict(n_steps=ours.num_steps, device="cpu", seed=1)
+    if name == "ppo":
+        sizes |= dict(batch_size=ours.minibatch_size, n_epochs=ours.policy_epochs)
+    if name == "trpo":
+        sizes |= dict(batch_size=ours.minibatch_size, n_critic_updates=ours.value_epochs)
+        sizes |= dict(cg_max_steps=ours.cg_iters, line_search_max_iter=ours.backtrack_iters)
+    if "ALE/" in ours.env_id:
+        importlib.import_module("ale_py")
+        envs = make_atari_env(ours.env_id.removeprefix("ale_py:"), ours.num_envs)
+        policy, envs = "CnnPolicy", VecFrameStack(envs, 4)
+        sizes |= dict(policy_kwargs=dict(share_features_extractor=False))  # two networks, as ours
+    else:
+        policy, envs = "MlpPolicy", make_vec_env(ours.env_id, ours.num_envs)
+    algorithm = getattr(sb3_contrib if name == "trpo" else stable_baselines3, PEERS[name])
+    algorithm(policy, envs, **sizes).learn(steps, Callback())
+    return watch.result(started)
+
+
+def run_environment(name, options, steps, started):
+    script = importlib.import_module(name)
+    args = script.Args(**options)
+    envs = script.make_envs(args, args.num_envs)
+    actions = itertools.cycle([envs.action_space.sample() for _ in range(100)])
+    envs.reset(seed=1)
+    taken, resetting, start = 0, 0, time.perf_counter()
+    while taken < steps:
+        _, _, terminated, truncated, _ = envs.step(next(actions))
+        taken += args.num_envs - resetting  # steps that only reset are not counted
+        resetting = (terminated | truncated).sum()
+    return {"steps_per_second": taken / (time.perf_counter() - start)}
+
+
+RUNS = {"ours": run_ours, "peer": run_peer, "environment": run_environment}  # these take turns
+
+
+def measure(what, *job):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return RUNS[what](*job)
+
+
+def in_a_new_process(what, script, options, steps, *more):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, what, script, options, steps, time.time(), *more).result()
+
+
+def cells(rows):
+    """The columns of the table, of the runs at one setting: medians, and the range of pairs."""
+
+    def column(what, name):
+        return [float(row[name]) for row in rows if row["what"] == what]
+
+    def medians(name, form):
+        both = (statistics.median(column(what, name)) for what in ("ours", "peer"))
+        return " / ".join(f"{number:{form}}" for number in both)
+
+    speeds = [column(what, "steps_per_second") for what in RUNS]
+    ours, peer, environment = map(statistics.median, speeds)
+    pairs = [one / other for one, other in zip(*speeds[:2])]
+    parts = [statistics.median(column("ours", part)) for part in PARTS]
+    return {
+        "script": f"`{rows[0]['script']}.py`",
+        "setting": rows[0]["setting"],
+        "steps/s": medians("steps_per_second", ",.0f"),
+        "ratio": f"{ours / peer:.2f} ({min(pairs):.2f} to {max(pairs):.2f})",
+        "of the environment alone": f"{ours / environment:.0%} of {environment:,.0f}",
+        " / ".join(PARTS): " / ".join(f"{part / sum(parts):.0%}" for part in parts),
+        "memory, MiB": medians("memory", ",.0f"),
+        "first iteration, s": medians("first_iteration", ".1f"),
+    }
+
+
+def compare(args, write):
+    for package in ("stable_baselines3", "sb3_contrib"):
+        if not args.against and not importlib.util.find_spec(package):
+            fail(f"this compares with {package}: pip install {package.replace('_', '-')}")
+    if args.against and not Path(args.against, "common", "networks.py").exists():
+        fail(f"{args.against} is not a copy of this project: it has no common/networks.py")
+    settings = [row for row in SETTINGS if args.only in f"{row[0]} {row[1]}"]
+    if not settings:
+        fail(f"no setting has {args.only!r} in it: {'; '.join(row[1] for row in SETTINGS)}")
+    for script, name, options, steps in settings:
+        rows = []
+        for _, what in itertools.product(range(args.repeats), RUNS):
+            rows.append(dict(script=script, setting=name, what=what))
+            more = [args.against] if what == "peer" else []
+            rows[-1] |= in_a_new_process(what, script, options, steps, *more)
+            write(rows[-1])
+        table = cells(rows)
+        if name == settings[0][1]:
+            print(f"| {' | '.join(table)} |\n|{'---|' * len(table)}")
+        print(f"| {' | '.join(table.values())} |", flush=True)
+
+
+SINCE = {"training": "of training", "command": "from the command on"}
+
+
+def solve(args, write):
+    for script in ("vanilla_pg", "is_pg", "trpo", "ppo"):
+        rows = []
+        for seed in range(1, args.repeats + 1):
+            rows.append(dict(script=script, setting=f"CartPole-v1, seed {seed}", what="ours"))
+            rows[-1] |= in_a_new_process("ours", script, dict(seed=seed), 200_000)
+            write(rows[-1])
+        print(f"{script}.py reaches 475 on CartPole-v1 {solved_in(rows)}", flush=True)
+
+
+def solved_in(rows):
+    """A sentence of the medians and ranges of the runs that solved CartPole-v1."""
+    times = [[float(row.get(f"solved_{since}") or "nan") for row in rows] for since in SINCE]
+    parts = (
+        f"{np.nanmedian(t):.1f} s ({np.nanmin(t):.1f} to {np.nanmax(t):.1f}) {text}"
+        for t, text in zip(times, SINCE.values())
+    )
+    return f"after {', '.join(parts)}; {np.isfinite(times[0]).sum()} of {len(rows)} runs"
+
+
+def grow(args, write):
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+    except ImportError:
+        fail("plots need matplotlib: pip install matplotlib")
+    rows = []
+    for option, values, options in GROWTH:
+        for value, _ in itertools.product(values, range(args.repeats)):
+            rows.append(dict(script="ppo", setting=f"{option} {value}", what="ours"))
+            rows[-1] |= in_a_new_process("ours", "ppo", options(value), 9_000)
+            write(rows[-1])
+            print(f"{option} {value}: {rows[-1]['steps_per_second']:,.0f} steps/s", flush=True)
+    draw(rows, args.growth)
+    print(f"plot: {args.growth}")
+
+
+def draw(rows, path):
+    """Above steps per second, below the parts of a step's cost; medians of the runs."""
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(2, len(GROWTH), layout="constrained", sharex="col")
+    figure.set_size_inches(4.5 * len(GROWTH), 6)
+    for (above, below), (option, values, _) in zip(panels.T, GROWTH):
+        medians = []
+        for value in values:
+            runs = [row for row in rows if row["setting"] == f"{option} {value}"]
+            columns = ("steps_per_second", *PARTS)
+            medians.append([statistics.median(float(row[c]) for row in runs) for c in columns])
+        speeds, *parts = zip(*medians)
+        above.plot(values, speeds, "k.-")
+        above.set_ylim(bottom=0)
+        above.grid(alpha=0.3)
+        below.stackplot(values, *parts, labels=PARTS)
+        below.set_xscale("log", base=2)
+        below.set(xlabel=option.replace("_", " "), xticks=values, xticklabels=values)
+        below.minorticks_off()
+    panels[0, 0].set_ylabel("steps per second")
+    panels[1, 0].set_ylabel("µs per step, stacked")
+    panels[1, 0].legend(frameon=False)
+    figure.savefig(path, dpi=120)
 
 
 def main(args):
-    try:
-        import stable_baselines3
-    except ImportError:
-        fail("this needs the package to compare with: pip install stable-baselines3")
-    torch.set_num_threads(1)
-    runs = {"ppo.py": run_ours, f"stable-baselines3 {stable_baselines3.__version__}": run_sb3}
-    speeds = {name: [] for name in runs}
-    for repeat in range(args.repeats + 1):  # the first is to warm up
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run(args.total_steps)
-            speed = args.total_steps / (time.perf_counter() - start)
-            speeds[name] += [speed] if repeat else []
-            print(f"{'run' if repeat else 'warm-up'} {repeat}  {name}: {speed:,.0f} steps/s")
-    ours, theirs = (statistics.median(values) for values in speeds.values())
-    ratios = [one / other for one, other in zip(*speeds.values())]
-    print(
-        f"medians: {ours:,.0f} and {theirs:,.0f} steps/s, {ours / theirs:.2f} times as fast", end=""
-    )
-    print(f" (pairwise {min(ratios):.2f} to {max(ratios):.2f})")
+    if args.repeats < 1:
+        fail(f"--repeats must be at least 1, not {args.repeats}")
+    if hasattr(os, "sched_setaffinity"):  # and so of the processes that are started
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if not Path(args.output).parent.is_dir():
+        fail(f"there is no folder {Path(args.output).parent} to write {args.output} in")
+    rows = []
+
+    def write(row):  # all of them each time, so that nothing is lost before the first is there
+        rows.append(row)
+        with open(args.output, "w", newline="") as file:
+            writer = csv.DictWriter(file, ("script", "setting", "what", *UNITS))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    (solve if args.solve else grow if args.growth else compare)(args, write)
+    print(f"all runs: {args.output}")
 
 
 if __name__ == "__main__":
