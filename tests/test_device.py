@@ -105,6 +105,24 @@ def test_options_elsewhere(option, tmp_path, elsewhere):
     np.testing.assert_equal(metrics(tmp_path / NAME), metrics(tmp_path / "cpu"))
 
 
+def test_a_resumed_run_seeds_the_gpu_anew(tmp_path, monkeypatch):
+    """The checkpoint has the random numbers of the processor; a GPU must not repeat its own."""
+    script, seeds = importlib.import_module("ppo"), []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    args = arguments(
+        script, env_id="GuessBox-v0", total_steps=90, seed=7, run_dir=str(tmp_path / "run")
+    )
+    for more in (
+        {},
+        dict(total_steps=180, resume=args.run_dir),
+        dict(total_steps=270, resume=args.run_dir),
+    ):
+        script.main(dataclasses.replace(args, **more))
+    assert seeds[0] == 7
+    assert len(set(seeds)) == 3
+    assert all(seed > 2**32 for seed in seeds[1:])  # and not those of other runs
+
+
 def test_tensors_of_two_places_do_not_meet(elsewhere):
     there = torch.ones(3, device=NAME)
     assert there.device.type == NAME
