@@ -13,6 +13,7 @@ import pkgutil
 import signal
 import sys
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -23,10 +24,10 @@ import torch
 import tyro
 from gymnasium.wrappers.vector import FlattenObservation, RecordEpisodeStatistics
 from torch.distributions import kl_divergence
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
 from torch.optim import Adam
 
-from common.networks import Normalizer, Policy, Value
+from common.networks import Normalizer, Policy, Value, gather
 from common.returns import RewardScaler, gae
 
 Count = Annotated[int, "at least 1", lambda x: x >= 1]
@@ -54,7 +55,7 @@ class Args:
     max_grad_norm: Positive = 0.5  # longer gradients are scaled down to this length
     anneal_lr: bool = True  # step sizes fall linearly, to 0 at total_steps
     device: str = "cpu"  # where the networks are: cpu, cuda, cuda:1
-    num_threads: Count = 1  # CPU threads of PyTorch; more pay off for wide networks only
+    num_threads: Count = 1  # CPU threads, at most one a core; more pay off for wide networks only
     run_dir: str = ""  # if empty runs/ENV/SCRIPT/seedSEED; a name that is taken gets a suffix
     resume: str = ""  # run to go on with, at its own options; environments start new episodes
     checkpoint_interval: Positive = 60.0  # seconds from one checkpoint to the next
@@ -73,6 +74,7 @@ class Batch(NamedTuple):
     values: torch.Tensor  # (B,): V(s) before the update
     valid: torch.Tensor  # (T, N): which steps of the rollout are real, B of them
     done: torch.Tensor  # (T, N): which steps ended an episode
+    cuts: list[int]  # between minibatches, of which all workers have as many
 
 
 # --- algorithm
@@ -87,6 +89,7 @@ def update_policy(policy, optimizer, batch, old_dist, args):
             objective = objective + args.entropy_coef * dist.entropy().mean()
         optimizer.zero_grad()
         (-objective).backward()
+        average([x.grad for x in optimizer.param_groups[0]["params"]], dist.batch_shape[0])
         clip_grad_norm_(optimizer.param_groups[0]["params"], args.max_grad_norm, foreach=False)
         optimizer.step()
     return {}
@@ -95,13 +98,23 @@ def update_policy(policy, optimizer, batch, old_dist, args):
 # --- shared by every script
 
 
+def average(tensors, weight):
+    """Turn tensors into their weighted means over the workers that torchrun has started."""
+    if torch.distributed.is_initialized():
+        sums = weight * parameters_to_vector([*tensors, tensors[0].new_ones(1)]).detach()
+        torch.distributed.all_reduce(sums)
+        vector_to_parameters(sums / sums[-1], tensors)
+    return tensors
+
+
 def update_value(value, optimizer, batch, args):
     """Regress V(s) on the λ-returns."""
     epochs = (torch.randperm(len(batch.obs)) for _ in range(args.value_epochs))
-    for idx in itertools.chain.from_iterable(epoch.split(args.minibatch_size) for epoch in epochs):
+    for idx in itertools.chain.from_iterable(epoch.tensor_split(batch.cuts) for epoch in epochs):
         loss = (value(batch.obs[idx]) - batch.returns[idx]).square().mean()
         optimizer.zero_grad()
         loss.backward()
+        average([x.grad for x in optimizer.param_groups[0]["params"]], len(idx))
         clip_grad_norm_(optimizer.param_groups[0]["params"], args.max_grad_norm, foreach=False)
         optimizer.step()
 
@@ -111,7 +124,7 @@ def collect(envs, policy, value, scaler, state, args):
     """Act for T steps from a state: obs (N, …) and done (N,).
 
     The step after `done` merely resets the environment (autoreset NEXT_STEP): it is not valid.
-    Returns the Batch, π_old on it, the next state, and (return, length) of each ended episode.
+    Returns the Batch, π_old on it, the next state, and (return, length) of all ended episodes.
     """
     obs, done = state
     all_obs = np.empty((args.num_steps + 1, *obs.shape), obs.dtype)  # (T+1, N, …)
@@ -120,7 +133,7 @@ def collect(envs, policy, value, scaler, state, args):
     actions, episodes, all_obs[0] = [], [], obs
     for t in range(args.num_steps):
         actions.append(policy.sample(torch.from_numpy(all_obs[t]).to(args.device)))
-        step = envs.step(policy.to_env(actions[t]))
+        step = envs.step(policy.head.to_env(actions[t]))
         all_obs[t + 1], rewards[t], terminated[t], truncated, info = step
         valid[t] = ~done
         ended[t] = done = terminated[t] | truncated
@@ -130,12 +143,15 @@ def collect(envs, policy, value, scaler, state, args):
     scaled = scaler(np.sign(rewards) if "ALE/" in args.env_id else rewards, ended, valid)
     advantages = gae(scaled, values, terminated, ended, args.gamma, args.gae_lambda)
     returns = advantages + values[:-1]
-    advantages = (advantages - advantages[valid].mean()) / (advantages[valid].std() + 1e-8)
+    everyone = gather(advantages[valid])
+    least, pooled = min(map(len, everyone)), np.concatenate(everyone)
+    advantages = (advantages - pooled.mean()) / (pooled.std() + 1e-8)
+    cuts = [i * valid.sum() // least for i in range(0, least, args.minibatch_size)][1:]
     actions = torch.stack(actions).numpy(force=True)
     grids = all_obs[:-1], actions, np.float32(advantages), np.float32(returns), values[:-1]
     arrays = [*(grid[valid] for grid in grids), valid, ended]
-    batch = Batch(*(torch.from_numpy(array).to(args.device) for array in arrays))
-    return batch, policy(batch.obs), (all_obs[-1], done), episodes
+    batch = Batch(*(torch.from_numpy(array).to(args.device) for array in arrays), cuts)
+    return batch, policy(batch.obs), (all_obs[-1], done), [*itertools.chain(*gather(episodes))]
 
 
 def fail(message, code=2):
@@ -147,11 +163,12 @@ def fail(message, code=2):
 def load_checkpoint(run_dir):
     """Read the checkpoint of a run of this script. Nothing in it is executed."""
     try:
+        if damaged := zipfile.ZipFile(Path(run_dir, "checkpoint.pt")).testzip():
+            raise ValueError(damaged)  # torch.load does not look at the checksums
         checkpoint = torch.load(Path(run_dir, "checkpoint.pt"), "cpu", weights_only=True)
         if checkpoint["script"] != Path(__file__).stem:
             fail(f"{run_dir} is a run of {checkpoint['script']}.py: give it to that script")
-        Args(**checkpoint["args"])
-        return checkpoint
+        return checkpoint | dict(args=vars(Args(**checkpoint["args"])))
     except Exception as error:  # of any type, as the damage has it
         fail(f"{run_dir} has no checkpoint.pt that can be read ({type(error).__name__})")
 
@@ -181,10 +198,17 @@ def main(args):
     for name in ("env_id", "hidden_size", "run_dir"):
         if getattr(args, name) != checkpoint["args"][name]:
             fail(f"--{name.replace('_', '-')} cannot change when a run resumes: start a new one")
-    torch.set_num_threads(args.num_threads)
+    torch.set_num_threads(min(args.num_threads, os.cpu_count()))
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    stop = []  # signals that came: the iteration is finished and saved, but a second one kills
+    for signum in (signal.SIGINT, signal.SIGTERM):  # before there are environments that inherit it
+        signal.signal(signum, lambda s, _: stop.append(s) or signal.signal(s, signal.SIG_DFL))
     try:
         torch.manual_seed(args.seed + 2**32 * iteration)  # the CPU's is restored below
         envs = make_envs(args, args.num_envs)
+        if world > 1:
+            torch.distributed.init_process_group()  # gloo on CPUs, nccl on GPUs
+            args.device == "cuda" and torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         space = envs.single_observation_space
         normalizer = Normalizer(space.shape, args.normalize_obs, space.dtype)
         policy = Policy(normalizer, envs.single_action_space, args.hidden_size)
@@ -198,28 +222,34 @@ def main(args):
         for name in parts if args.resume else ():
             parts[name].load_state_dict(checkpoint[name])
         draw = np.random.SeedSequence([args.seed, iteration]).generate_state(1)[0].item()
-        state = envs.reset(seed=draw % (2**31 - args.num_envs))[0], np.zeros(args.num_envs, bool)
-        if args.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        seed = draw % (2**31 - world * args.num_envs) + rank * args.num_envs
+        state = envs.reset(seed=seed)[0], np.zeros(args.num_envs, bool)
+        writer = args.tensorboard and pkgutil.resolve_name("torch.utils.tensorboard:SummaryWriter")
         script, env = Path(__file__).stem, args.env_id.replace("/", "-").replace(":", "-")
         name = args.run_dir or f"runs/{env}/{script}/seed{args.seed}"
-        names = itertools.chain([name], (f"{name}-{suffix}" for suffix in itertools.count(2)))
-        run_dir = Path(args.resume or next(name for name in names if not Path(name).exists()))
-        run_dir.mkdir(parents=True, exist_ok=bool(args.resume))  # no name is used again
+        run_dir = Path(args.resume or name)
+        for suffix in itertools.count(2) if rank == 0 and not args.resume else ():
+            try:
+                run_dir.mkdir(parents=True)  # no name is used again
+                break
+            except FileExistsError:
+                run_dir = Path(f"{name}-{suffix}")
     except Exception as e:  # of any type, as the environment has it
         fail(f"cannot set up {args.env_id}: {type(e).__name__}: {str(e) or 'try --wrappers'}")
     torch.set_rng_state(checkpoint.get("rng", torch.get_rng_state()))
+    if rank > 0:
+        torch.manual_seed(draw + rank)  # actions of its own
     config = dict(script=script, args=vars(args), torch=str(torch.__version__), gym=gym.__version__)
-    (run_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    metrics = open(run_dir / "metrics.csv", "a", buffering=1)  # flushed at each line
-    metrics.truncate(size)  # rows from after the checkpoint
-    events = SummaryWriter(run_dir) if args.tensorboard else None
-    stop = []  # signals that came: the iteration is finished and saved, but a second one kills
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda s, _: stop.append(s) or signal.signal(s, signal.SIG_DFL))
+    if rank == 0:
+        (run_dir / "config.tmp").write_text(json.dumps(config, indent=2) + "\n")
+        os.replace(run_dir / "config.tmp", run_dir / "config.json")
+        metrics = open(run_dir / "metrics.csv", "a", buffering=1)  # flushed at each line
+        metrics.truncate(min(size, metrics.tell()))  # rows from after the checkpoint
+        events = writer and writer(run_dir)
     width = os.get_terminal_size().columns - 1 if sys.stdout.isatty() else None
     start, next_line, next_save = time.time() - seconds, 0.0, 0.0
-    while step < args.total_steps and not stop:
+    over = step >= args.total_steps
+    while not over:
         # Collect
         batch, old_dist, state, episodes = collect(envs, policy, value, scaler, state, args)
         # Update
@@ -239,42 +269,54 @@ def main(args):
         kl, entropy = kl_divergence(old_dist, dist).mean(), dist.entropy().mean()
         returns, lengths = zip(*episodes) if episodes else ([math.nan], [math.nan])
         recent = [*recent, *(episode[0] for episode in episodes)][-100:]
-        iteration, step, seconds = iteration + 1, step + len(batch.obs), time.time() - start
+        sizes, ratios, stops = zip(*gather((len(batch.obs), ratio.max().item(), bool(stop))))
+        iteration, step, seconds = iteration + 1, step + sum(sizes), time.time() - start
         last100, speed = np.mean(recent or math.nan), step / seconds
         row = dict(iteration=iteration, step=step, episodes=len(episodes))
         row |= dict(return_mean=np.mean(returns), return_min=min(returns), return_max=max(returns))
         row |= dict(length_mean=np.mean(lengths), return_last100=last100, kl=kl, entropy=entropy)
-        row |= dict(ratio_mean=mean, ratio_max=ratio.max(), ess=mean**2 / ratio.square().mean())
+        row |= dict(ratio_mean=mean, ratio_max=max(ratios), ess=mean**2 / ratio.square().mean())
         row |= dict(explained_variance=1 - error.var() / variance, value_loss=error.square().mean())
         row |= dict(learning_rate=lr, steps_per_second=speed, seconds=seconds) | own_metrics
-        metrics.write(",".join(row) + "\n" if iteration == 1 else "")
+        means = torch.tensor([*map(float, row.values())], dtype=torch.float64)
+        row = dict(zip(row, average([means], len(batch.obs))[0].tolist()))
+        normalizer.update(batch.obs)
+        over = step >= args.total_steps or any(stops)
+        if rank > 0:
+            continue  # the first worker alone writes
+        metrics.write(",".join(row) + "\n" if metrics.tell() == 0 else "")
         metrics.write(",".join("" if math.isnan(x) else f"{x:.9g}" for x in row.values()) + "\n")
         for name in row if events else ():
             events.add_scalar(name, row[name], step)
-        over = bool(stop) or step >= args.total_steps
         if over or time.time() > next_line:
             eta = max(args.total_steps - step, 0) / speed / 60
-            line = f"step {step:,}/{args.total_steps:,} ({step / args.total_steps:.0%})  "
-            line += f"ETA {eta:.1f} min  return {last100:.1f}  KL {kl:.4f}  {speed:,.0f} steps/s"
+            line = f"step {step:,}/{args.total_steps:,} ({step / args.total_steps:.0%})  ETA "
+            line += f"{eta:.1f} min  return {last100:.1f}  KL {row['kl']:.4f}  {speed:,.0f} steps/s"
             print("\r\x1b[K" * bool(width) + line[:width], end="" if width else "\n", flush=True)
             next_line = time.time() + (0.1 if width else 10)
         # Save
-        normalizer.update(batch.obs)
         if over or time.time() > next_save:
             checkpoint = config | {name: part.state_dict() for name, part in parts.items()}
             progress = iteration, step, seconds, recent, metrics.tell()
-            with open(run_dir / "checkpoint.tmp", "wb") as file:
+            with open(run_dir / "checkpoint.tmp", "wb", buffering=0) as file:
                 torch.save(checkpoint | dict(progress=progress, rng=torch.get_rng_state()), file)
-                file.flush()
                 os.fsync(file.fileno())
             os.replace(file.name, run_dir / "checkpoint.pt")  # the old one or the new, never half
             next_save = time.time() + args.checkpoint_interval
     envs.close()
-    print(f"\nrun: {run_dir}\nevaluate it: python -m tools.evaluate {run_dir}")
+    if world > 1:
+        torch.distributed.destroy_process_group()
+    if rank == 0:
+        print(f"\nrun: {run_dir}\nevaluate it: python -m tools.evaluate {run_dir}")
     return 128 + stop[0] if stop else 0
 
 
 if __name__ == "__main__":
     resume = tyro.cli(Args).resume
     saved = load_checkpoint(resume)["args"] if resume else {}  # the defaults of a resumed run
-    sys.exit(main(tyro.cli(Args, default=Args(**saved))))
+    try:
+        sys.exit(main(tyro.cli(Args, default=Args(**saved))))
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not torch.distributed.is_initialized():
+            raise  # an error in the code
+        fail(f"disk, memory or a worker failed: {error}; --resume goes on where it was saved", 1)

@@ -7,15 +7,22 @@ import torch
 from gymnasium import spaces
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Independent, Normal
-from torch.nn.functional import linear
+
+
+def gather(x):
+    """What each worker that torchrun has started has of x, by rank; [x] where there is one."""
+    if not torch.distributed.is_initialized():
+        return [x]
+    workers = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(workers, x)
+    return workers
 
 
 class Normalizer(nn.Module):
     """Flattens observations, and shifts and scales them by the moments of all seen so far.
 
-    The moments move in `update` alone: they stand still while a batch is collected and learned
-    from, and are saved with the weights. Images, which are uint8 in two dimensions or more, are
-    divided by 255 and not by a deviation. With enabled=False the moments are not used.
+    The moments move in `update` alone, not while a batch is collected and learned from. Images,
+    uint8 in two dimensions or more, are divided by 255. With enabled=False no moments are used.
     """
 
     def __init__(self, shape, enabled=True, dtype=np.float32):
@@ -35,18 +42,20 @@ class Normalizer(nn.Module):
         return (obs - mean).div_(self.std).clamp_(-self.clip, self.clip)
 
     def update(self, obs):
-        """Merge the moments of obs, (B, *shape), into the running ones (Chan et al. 1979)."""
+        """Merge the moments of obs, (B, *shape), of every worker (Chan et al. 1979)."""
         if not self.enabled:
             return
         obs = obs.reshape(len(obs), -1).to(torch.float32 if self.is_image else torch.float64)
-        self.count += len(obs)
-        new = len(obs) / self.count.item()  # shares of the merged sample, in double precision
-        old, delta = 1 - new, obs.mean(0) - self.mean
-        if not self.is_image:  # where a pixel that hardly ever changes would come to outshine all
-            var = old * self.std.double() ** 2 + new * obs.var(0, correction=0)
-            var += old * new * delta**2
-            self.std.copy_(var.sqrt().clamp(min=1e-8))  # a feature that never moves is mapped to 0
-        self.mean += new * delta
+        own = [obs.mean(0)] if self.is_image else [obs.mean(0), obs.var(0, correction=0)]
+        for size, moments in gather((len(obs), torch.stack(own).cpu())):
+            mean, *var = moments.to(self.mean.device)
+            self.count += size
+            new = size / self.count.item()  # shares of the merged sample, in double precision
+            old, delta = 1 - new, mean - self.mean
+            if not self.is_image:  # where a pixel that hardly ever changes would outshine all
+                var = old * self.std.double() ** 2 + new * var[0] + old * new * delta**2
+                self.std.copy_(var.sqrt().clamp(min=1e-8))  # 0 for what never moves
+            self.mean += new * delta
 
 
 class CategoricalHead(nn.Module):
@@ -136,16 +145,14 @@ class MLP(nn.Module):
     def forward(self, obs):
         x, (first, second, last) = self.normalizer(obs), self.layers
         # Functions, for a module call takes longer than the arithmetic of a small layer
-        x = torch.tanh(linear(x, first.weight, first.bias))
-        x = torch.tanh(linear(x, second.weight, second.bias))
-        return linear(x, last.weight, last.bias)
+        x = torch.tanh(nn.functional.linear(x, first.weight, first.bias))
+        x = torch.tanh(nn.functional.linear(x, second.weight, second.bias))
+        return nn.functional.linear(x, last.weight, last.bias)
 
 
 class CNN(nn.Module):
-    """Convolutions and two linear layers, on images of either channel order; orthogonal weights.
-
-    Those of Mnih et al. 2015 or, for images of less than 36 pixels a side, smaller ones.
-    """
+    """Convolutions (Mnih et al. 2015; smaller ones for images of less than 36 pixels a side) and
+    two linear layers, on images of either channel order; orthogonal weights."""
 
     def __init__(self, normalizer, hidden_size, num_outputs, output_gain):
         super().__init__()
@@ -195,10 +202,6 @@ class Policy(nn.Module):
     def sample(self, obs):
         """The same draw as forward(obs).sample(), (B, …), without the cost of the Distribution."""
         return self.head.sample(self.outputs(obs))
-
-    def to_env(self, actions):
-        """Actions as `envs.step` takes them: Discrete from its start, Box clipped to its bounds."""
-        return self.head.to_env(actions)
 
 
 class Value(nn.Module):

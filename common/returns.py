@@ -30,14 +30,11 @@ class RewardScaler(nn.Module):
 
     def __init__(self, num_envs, gamma, enabled=True):
         super().__init__()
-        self.gamma, self.enabled = gamma, enabled
-        self.moments = Normalizer((1,))
+        self.gamma, self.moments = gamma, Normalizer((1,), enabled)
         self.discounted = np.zeros(num_envs)  # R of the episodes that are under way
 
     def forward(self, rewards, done, valid):
         """rewards, done, valid: (T, N) arrays; only valid steps count. Returns (T, N)."""
-        if not self.enabled:
-            return rewards
         history = np.empty(rewards.shape)
         for t in range(len(rewards)):
             history[t] = self.discounted = self.gamma * self.discounted + rewards[t]

@@ -165,7 +165,7 @@ def test_an_update_on_a_gpu_is_that_of_the_processor(name, env_id):
             state = envs.reset(seed=1)[0], np.zeros(args.num_envs, bool)
             scaler = script.RewardScaler(args.num_envs, args.gamma)
             batch, *_ = script.collect(envs, policy, value, scaler, state, args)
-        batch = script.Batch(*(x.to(device) for x in batch))
+        batch = script.Batch(*(x.to(device) for x in batch[:-1]), batch.cuts)
         policy, value = policy.to(device), value.to(device)
         with torch.no_grad():
             old_dist = policy(batch.obs)

@@ -27,7 +27,7 @@ FIRST_ORDER = {
     "step, as a score": (is_pg, {"weighting": "step", "weight_cap": 1e300}),
     "trajectory": (is_pg, {"weighting": "trajectory"}),
     "per-decision": (is_pg, {"weighting": "per-decision"}),
-    "ppo": (ppo, {"minibatch_size": 10**9}),
+    "ppo": (ppo, {}),
 }
 PROBLEMS = {
     "gamma=1": Problem(0, 1.0),
@@ -345,7 +345,7 @@ def pair_batch(endless):
     states, actions = torch.cartesian_prod(torch.arange(STATES), torch.arange(ACTIONS)).T
     weights = endless.problem.old_policy().probs().detach() * endless.weights * len(states)
     valid = torch.ones(1, len(states), dtype=torch.bool)
-    return is_pg.Batch(states, actions, weights[states, actions], None, None, valid, valid)
+    return is_pg.Batch(states, actions, weights[states, actions], None, None, valid, valid, [])
 
 
 def trust_region_update(problem, batch, **options):
@@ -456,7 +456,9 @@ def test_clipping_beside_its_bounds(bound, gap, sign):
         policy.logits.data = probs.log()
         one = torch.ones(1, 1, dtype=torch.bool)
         advantage = torch.tensor([2.0 * sign])
-        batch = is_pg.Batch(torch.tensor([0]), torch.tensor([1]), advantage, None, None, one, one)
+        batch = is_pg.Batch(
+            torch.tensor([0]), torch.tensor([1]), advantage, None, None, one, one, []
+        )
         clipped, metrics = update("ppo", problem, policy, batch, clip_eps=0.2)
         plain, _ = update("step", problem, policy, batch)
         flat = ratio > 1.2 if sign > 0 else ratio < 0.8

@@ -34,7 +34,7 @@ FIRST_ORDER = {
     "step": (is_pg, {"weighting": "step"}),
     "trajectory": (is_pg, {"weighting": "trajectory"}),
     "per-decision": (is_pg, {"weighting": "per-decision"}),
-    "ppo": (ppo, {"minibatch_size": B}),
+    "ppo": (ppo, {}),
 }
 
 
@@ -80,7 +80,7 @@ def make(space):
         for k, t in enumerate(episode):
             advantages[t] = discounted_sum(delta[episode[k:]])
     masks = torch.from_numpy(GRID != "d"), torch.from_numpy(GRID == "E")
-    batch = is_pg.Batch(obs, old_dist.sample(), advantages, None, None, *masks)
+    batch = is_pg.Batch(obs, old_dist.sample(), advantages, None, None, *masks, [])
     old = dict(old_policy=copy.deepcopy(policy), old_dist=old_dist)
     return SimpleNamespace(policy=policy, batch=batch, delta=delta, **old)
 
@@ -244,7 +244,7 @@ def test_per_decision_gradient_is_unbiased():
     first = reward + values[visited[1]] - values[visited[0]]
     advantages = torch.stack([first + last, last]) * probability(case.old_policy).detach()
     done = torch.tensor([[False], [True]]).expand(2, 9)
-    case.batch = is_pg.Batch(obs, actions, advantages.flatten(), None, None, done | True, done)
+    case.batch = is_pg.Batch(obs, actions, advantages.flatten(), None, None, done | True, done, [])
     case.old_dist = case.old_policy(obs)
     move(case.policy, 0.5)
     [(gradient, _)], _ = update(case, "per-decision", gamma=1.0, gae_lambda=1.0)
@@ -274,7 +274,7 @@ def test_long_gradients_are_scaled_down(case, name):
 @pytest.mark.parametrize("ratio", [0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 3.0])
 def test_ppo_is_flat_only_past_the_bound_that_the_advantage_pulls_to(case, ratio, advantage):
     obs, actions = case.batch.obs[:1], case.batch.actions[:1]
-    case.batch = is_pg.Batch(obs, actions, torch.tensor([advantage]), *[None] * 4)
+    case.batch = is_pg.Batch(obs, actions, torch.tensor([advantage]), *[None] * 4, [])
     set_ratio(case, [ratio])
     [(gradient, _)], _ = update(case, "ppo", clip_eps=0.2)
     flat = ratio > 1.2 if advantage > 0 else ratio < 0.8
@@ -285,8 +285,8 @@ def test_ppo_is_flat_only_past_the_bound_that_the_advantage_pulls_to(case, ratio
 def test_ppo_minibatches(case, minibatch_size):
     set_ratio(case, [0.79, 0.81, 0.9, 1.0, 1.1, 1.19, 1.21, 3.0] * 3)  # 3 in 8 out of bounds
     [(whole, _)], _ = update(case, "ppo", clip_eps=0.2)
-    options = dict(policy_epochs=3, minibatch_size=minibatch_size)
-    steps, metrics = update(case, "ppo", clip_eps=0.2, **options)
+    case.batch = case.batch._replace(cuts=list(range(minibatch_size, B, minibatch_size)))
+    steps, metrics = update(case, "ppo", clip_eps=0.2, policy_epochs=3)
     assert metrics["clip_fraction"].item() == pytest.approx(3 / 8)
     epochs = torch.stack([gradient for gradient, _ in steps]).reshape(3, B // minibatch_size, -1)
     close(epochs.mean(1), whole.expand(3, -1))  # each epoch takes each transition once
@@ -306,7 +306,8 @@ def test_ppo_without_a_clip_is_is_pg(case):
 
 def test_ppo_ends_at_the_target_kl(case):
     """It stops once KL(π_old ‖ π) of the whole batch is above the target."""
-    options = dict(lr=0.1, policy_epochs=3, minibatch_size=B // 3)
+    case.batch = case.batch._replace(cuts=[B // 3, 2 * B // 3])
+    options = dict(lr=0.1, policy_epochs=3)
     torch.manual_seed(1)
     steps, _ = update(case, "ppo", **options)
     kls, targets = [], []

@@ -85,7 +85,7 @@ def test_discrete_samples(space):
     policy, outputs = make(space, seed=2)
     obs, start = OBS.expand(20_000, 2), getattr(space, "start", 0)
     for sample in (policy.sample(obs), policy(obs).sample()):
-        sent = policy.to_env(sample)
+        sent = policy.head.to_env(sample)
         assert sent.dtype == space.dtype
         assert all(map(space.contains, np.unique(sent, axis=0)))
         for action, p in zip(*enumerate_actions(space, outputs)):
@@ -148,7 +148,7 @@ def test_gaussian_samples(space):
 )
 def test_box_actions_are_clipped_to_the_bounds(space, action, sent):
     actions = torch.tensor([action])
-    clipped = make(space, seed=0)[0].to_env(actions)
+    clipped = make(space, seed=0)[0].head.to_env(actions)
     assert_array_equal(clipped, [sent])
     assert clipped.dtype == space.dtype
     assert space.contains(clipped[0, ...])

@@ -108,8 +108,8 @@ def test_value_update(max_grad_norm):
         gradients = torch.autograd.grad(output, list(value.parameters()))
         slope = torch.cat([gradient.flatten() for gradient in gradients])
         expected = expected + 2 * (output.detach() - target) * slope / 12
-    batch = ppo.Batch(obs, None, -returns, returns, None, None, None)
-    args = ppo.Args(value_epochs=3, minibatch_size=12, max_grad_norm=max_grad_norm)
+    batch = ppo.Batch(obs, None, -returns, returns, None, None, None, [])
+    args = ppo.Args(value_epochs=3, max_grad_norm=max_grad_norm)
     recorder = Recorder(value)
     ppo.update_value(value, recorder, batch, args)
     assert len(recorder.gradients) == 3
@@ -117,8 +117,8 @@ def test_value_update(max_grad_norm):
     for gradient in recorder.gradients:
         torch.testing.assert_close(gradient, -expected, rtol=1e-4, atol=1e-6)
     recorder = Recorder(value)
-    options = dict(value_epochs=2, minibatch_size=4, max_grad_norm=math.inf)
-    ppo.update_value(value, recorder, batch, ppo.Args(**options))
+    args = ppo.Args(value_epochs=2, max_grad_norm=math.inf)
+    ppo.update_value(value, recorder, batch._replace(cuts=[4, 8]), args)
     epochs = torch.stack(recorder.gradients).reshape(2, 3, -1)  # each takes each transition once
     torch.testing.assert_close(epochs[0].mean(0), epochs[1].mean(0), rtol=1e-4, atol=1e-6)
     assert (epochs[0] - epochs[1]).norm() > 0.01  # in an order of its own

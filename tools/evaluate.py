@@ -52,7 +52,7 @@ def play(envs, policy, args):
     for _ in range(args.max_steps):
         obs = torch.from_numpy(obs)
         actions = policy(obs).mode if args.mode else policy.sample(obs)
-        obs, reward, terminated, truncated, _ = envs.step(policy.to_env(actions))
+        obs, reward, terminated, truncated, _ = envs.step(policy.head.to_env(actions))
         returns += reward * ~finished
         lengths += ~finished
         finished |= terminated | truncated

@@ -87,7 +87,7 @@ class Problem:
         advantages = gae(paths.rewards, grid, *ends, self.gamma, gae_lambda)
         arrays = [x[paths.valid] for x in (paths.states, paths.actions, advantages)]
         arrays += [None, None, paths.valid, paths.done]
-        return is_pg.Batch(*(x if x is None else torch.from_numpy(x) for x in arrays))
+        return is_pg.Batch(*(x if x is None else torch.from_numpy(x) for x in arrays), [])
 
     # By dynamic programming, not by paths; probs: (S+1, A), differentiable
 

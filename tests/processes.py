@@ -1,0 +1,47 @@
+"""A script as a process of its own, and whatever processes come of it."""
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+
+
+class Job:
+    """A command in a session of its own; its processes and theirs are known by a mark."""
+
+    def __init__(self, command, cwd):
+        self.mark = dict(JOB=str(uuid.uuid4()))
+        env = os.environ | self.mark | dict(PYTHONPATH=str(ROOT / "tests"))
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, command)], cwd=cwd, env=env, start_new_session=True, **pipes
+        )
+
+    def alive(self, **also):
+        """Processes with the mark in their environment, and with what else is asked for."""
+        wanted = (self.mark | also).items()
+        processes = psutil.process_iter(["environ", "status"])  # None where it may not be read
+        alive = [x for x in processes if x.info["status"] != psutil.STATUS_ZOMBIE]
+        return [x for x in alive if wanted <= (x.info["environ"] or {}).items()]
+
+    def wait_for(self, ready):
+        while not ready():
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.02)
+
+    def end(self, timeout=60):
+        """Its output, when all of it has ended; exit code and orphans are the test's concern."""
+        out, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out, err
+
+
+def rows(run_dir):
+    """How many lines metrics.csv has; none if there is no such file."""
+    path = Path(run_dir, "metrics.csv")
+    return len(path.read_text().splitlines()) if path.exists() else 0
