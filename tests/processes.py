@@ -1,6 +1,10 @@
 """A script as a process of its own, and whatever processes come of it."""
 
+import importlib
+import multiprocessing
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +14,9 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[1]
+# Processes that start at once, for what they import is there already
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["worker", "vanilla_pg", "is_pg", "trpo", "ppo"])
 
 
 class Job:
@@ -45,3 +52,27 @@ def rows(run_dir):
     """How many lines metrics.csv has; none if there is no such file."""
     path = Path(run_dir, "metrics.csv")
     return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def main_of(script, arguments, folder, barrier=None):
+    """Run a script in a process of CONTEXT; if there is a barrier, at the same time as others."""
+    os.chdir(folder)
+    sys.stdout = open(os.devnull, "w")
+    script = importlib.import_module(script)
+    if barrier:
+        barrier.wait()
+    sys.exit(script.main(script.Args(**arguments)))
+
+
+def command_line(script, *options):
+    """Run a script as `python SCRIPT OPTIONS` does, but here. Returns the exit code."""
+    argv, sys.argv = sys.argv, [script, *map(str, options)]
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    except SystemExit as stop:
+        return stop.code or 0
+    finally:
+        sys.argv = argv
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)

@@ -59,6 +59,8 @@ class CountingPolicy(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(3.0))
 
+    head = property(lambda self: self)
+
     def forward(self, obs):
         return self.weight * obs
 

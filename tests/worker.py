@@ -1,7 +1,6 @@
 """One of several workers: RANK, WORLD_SIZE and MASTER_ADDR tell it which, as torchrun does."""
 
 import importlib
-import multiprocessing
 import os
 import socket
 import sys
@@ -9,11 +8,9 @@ import sys
 import gymnasium as gym
 import numpy as np
 import torch
+from processes import CONTEXT
 
 from common.networks import Policy
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["worker", "vanilla_pg", "is_pg", "trpo", "ppo"])
 
 
 class Drift(gym.Env):
