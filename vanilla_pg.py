@@ -32,7 +32,7 @@ from common.returns import RewardScaler, gae
 
 Count = Annotated[int, "at least 1", lambda x: x >= 1]
 Fraction = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
-Positive = Annotated[float, "above 0", lambda x: x > 0]
+Positive = Annotated[float, "above 0, to 1e38 or inf", lambda x: 0 < x < 1e38 or x == math.inf]
 
 
 @dataclass
@@ -224,6 +224,8 @@ def main(args):
         draw = np.random.SeedSequence([args.seed, iteration]).generate_state(1)[0].item()
         seed = draw % (2**31 - world * args.num_envs) + rank * args.num_envs
         state = envs.reset(seed=seed)[0], np.zeros(args.num_envs, bool)
+        np.empty((args.num_steps, *state[0].shape))  # a rollout has to fit into memory
+        value(torch.from_numpy(state[0]).to(args.device)).tolist()  # and the device to compute
         writer = args.tensorboard and pkgutil.resolve_name("torch.utils.tensorboard:SummaryWriter")
         script, env = Path(__file__).stem, args.env_id.replace("/", "-").replace(":", "-")
         name = args.run_dir or f"runs/{env}/{script}/seed{args.seed}"

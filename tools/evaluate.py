@@ -35,7 +35,8 @@ def load(run_dir):
         script = json.loads(Path(run_dir, "config.json").read_text())["script"]
     except (OSError, ValueError, LookupError, TypeError):
         fail(f"{run_dir} is not a run: it has no config.json that names its script")
-    if not (Path(__file__).parents[1] / f"{script}.py").is_file():
+    scripts = [path.stem for path in Path(__file__).parents[1].glob("*.py")]
+    if script not in scripts:
         fail(f"{run_dir} is a run of {script}.py, and there is no such script here")
     module = importlib.import_module(script)
     checkpoint = module.load_checkpoint(run_dir)

@@ -44,7 +44,7 @@ def read_runs(run_dirs, column):
             kwargs = options.get("env_kwargs", "{}")  # a run of other options is of another kind
             env = options["env_id"] + (f" {kwargs}" if kwargs != "{}" else "")
             rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)  # an empty cell is NaN
-        except (OSError, ValueError, LookupError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             fail(f"{path.parent} is not a whole run ({type(error).__name__}): leave it out")
         if column not in rows.dtype.names:
             fail(f"{path} has no column {column}, only {', '.join(rows.dtype.names)}")
