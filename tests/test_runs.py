@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import worker  # noqa: F401, it registers Drift-v0
 from matplotlib import pyplot
 
 import ppo
@@ -122,11 +123,14 @@ def test_a_name_has_no_folders_but_its_own(tmp_path, monkeypatch):
     assert {str(run) for run in runs} == {f"runs/{name}/ppo/seed1" for name in names}
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "Drift-v0"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_seed_fixes_everything(script, env_id, tmp_path):
+    options = dict(env_id=env_id, total_steps=1000)
+    if env_id == "Drift-v0":
+        options |= dict(total_steps=400, wrappers=["worker:Image"])
     for name, seed in [("one", 5), ("same", 5), ("other", 6)]:
-        train(script, tmp_path / name, env_id=env_id, total_steps=1000, seed=seed)
+        train(script, tmp_path / name, seed=seed, **options)
     one, same, other = (tmp_path / name for name in ("one", "same", "other"))
     assert timeless(one) == timeless(same)
     assert same_weights(one, same)

@@ -142,6 +142,37 @@ def test_seeds_of_the_environments(tmp_path, monkeypatch):
     assert min(abs(a - b) for a, b in zip(seeds, seeds[1:] + seeds[:1])) >= SIZES["num_envs"]
 
 
+def test_no_seed_shares_an_environment_with_another(monkeypatch):
+    """Of seeds 1 to 100, with 8 workers of 8 environments each."""
+    seeds = []
+
+    class Stop(Exception):
+        pass
+
+    def spy(*_):
+        envs = gym.make_vec("CartPole-v1", 8)
+
+        def reset(seed):
+            seeds.append(seed)
+            raise Stop
+
+        envs.reset = reset
+        return envs
+
+    monkeypatch.setattr(ppo, "make_envs", spy)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    for rank in range(8):
+        monkeypatch.setenv("RANK", str(rank))
+        for seed in range(1, 101):
+            with pytest.raises(SystemExit):
+                ppo.main(ppo.Args(seed=seed, num_envs=8))
+    assert len(seeds) == 800
+    seeds.sort()
+    assert np.diff(seeds).min() >= 8
+    assert 0 <= seeds[0] < seeds[-1] + 8 <= 2**31
+
+
 def test_seeds_of_the_weights(tmp_path):
     weights = []
     for seed in (1, 2):  # with a step size of 0 they are the first ones
