@@ -234,8 +234,10 @@ def main(args):
         torch.manual_seed(args.seed + 2**32 * iteration)  # the CPU's is restored below
         envs = make_envs(args, args.num_envs)
         if world > 1:
-            torch.distributed.init_process_group()  # gloo on CPUs, nccl on GPUs
-            args.device == "cuda" and torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            backend = "gloo" if args.device == "cpu" else "cpu:gloo,cuda:nccl"
+            torch.distributed.init_process_group(backend)
+        if world > 1 and args.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         space = envs.single_observation_space
         normalizer = Normalizer(space.shape, args.normalize_obs, space.dtype)
         policy = Policy(normalizer, envs.single_action_space, args.hidden_size)

@@ -160,7 +160,7 @@ def test_no_seed_shares_an_environment_with_another(monkeypatch):
         return envs
 
     monkeypatch.setattr(ppo, "make_envs", spy)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)
     monkeypatch.setenv("WORLD_SIZE", "8")
     for rank in range(8):
         monkeypatch.setenv("RANK", str(rank))

@@ -112,6 +112,22 @@ def test_workers_take_as_many_steps_each(tmp_path):
     assert max(steps[1]) < max(steps[0])
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:3"])
+def test_each_worker_has_its_gpu(device, monkeypatch, tmp_path):
+    """By its number on the machine; what is not on the GPU goes by gloo all the same."""
+    calls = []
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "6")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", calls.append)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
+    monkeypatch.setattr(ppo, "Value", lambda *_: 1 / 0)  # that is enough
+    with pytest.raises(SystemExit):
+        ppo.main(ppo.Args(device=device, run_dir=str(tmp_path / "run")))
+    both = ["cpu:gloo,cuda:nccl"]
+    assert calls == {"cpu": ["gloo"], "cuda": [*both, 2], "cuda:3": both}[device]
+
+
 @pytest.fixture
 def torchrun(tmp_path):
     """Two workers that torchrun has started, once two iterations are over."""
