@@ -31,9 +31,9 @@ CONTEXT.set_forkserver_preload(["torch", "gymnasium", "hypothesis.extra.numpy", 
 SCRIPTS = ["vanilla_pg.py", "is_pg.py", "trpo.py", "ppo.py"]
 # In this order, but those first that are most about the place
 TESTS = ["exact_updates", "exact_returns", "exact", "tail", "collect", "networks", "runs"]
-TESTS += ["evaluate", "environments", "bad_input", "device", "workers"]
+TESTS += ["evaluate", "environments", "bad_input", "device", "workers", "crashes"]
 FIRST = {
-    "shared": ["tail", "collect", "runs", "bad_input"],
+    "shared": ["tail", "collect", "runs", "bad_input", "workers"],
     "common/networks.py": ["networks", "exact_returns"],
     "common/returns.py": ["exact_returns"],
     "tools/evaluate.py": ["evaluate"],
