@@ -254,7 +254,7 @@ def main(args):
         seed = draw % (2**31 - world * args.num_envs) + rank * args.num_envs
         state = envs.reset(seed=seed)[0], np.zeros(args.num_envs, bool)
         np.empty((args.num_steps, *state[0].shape))  # a rollout has to fit into memory
-        value(torch.from_numpy(state[0]).to(args.device)).tolist()  # and the device to compute
+        value(torch.from_numpy(state[0]).to(args.device)).numpy(force=True)  # and the device to work
         writer = args.tensorboard and pkgutil.resolve_name("torch.utils.tensorboard:SummaryWriter")
         script, env = Path(__file__).stem, args.env_id.replace("/", "-").replace(":", "-")
         name = args.run_dir or f"runs/{env}/{script}/seed{args.seed}"
