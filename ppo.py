@@ -236,8 +236,8 @@ def main(args):
         draw = np.random.SeedSequence([args.seed, iteration]).generate_state(1)[0].item()
         seed = draw % (2**31 - world * args.num_envs) + rank * args.num_envs
         state = envs.reset(seed=seed)[0], np.zeros(args.num_envs, bool)
-        np.empty((args.num_steps, *state[0].shape))  # a rollout has to fit into memory
-        value(torch.from_numpy(state[0]).to(args.device)).numpy(force=True)  # and the device to work
+        np.empty((args.num_steps, *state[0].shape))  # a rollout must fit into memory
+        value(torch.from_numpy(state[0]).to(args.device)).numpy(force=True)  # and the device work
         writer = args.tensorboard and pkgutil.resolve_name("torch.utils.tensorboard:SummaryWriter")
         script, env = Path(__file__).stem, args.env_id.replace("/", "-").replace(":", "-")
         name = args.run_dir or f"runs/{env}/{script}/seed{args.seed}"
