@@ -210,6 +210,8 @@ def collect(envs, policy, value, scaler, state, args):
 def fail(message, code=2):
     """One sentence, and the exit code: 2 for bad input, 1 for trouble in training."""
     print(f"{Path(__file__).name}: {message}", file=sys.stderr)
+    if torch.distributed.is_initialized():
+        os._exit(code)  # threads of gloo's may abort an orderly exit
     raise SystemExit(code)
 
 
@@ -371,8 +373,11 @@ if __name__ == "__main__":
     resume = tyro.cli(Args).resume
     saved = load_checkpoint(resume)["args"] if resume else {}  # the defaults of a resumed run
     try:
-        sys.exit(main(tyro.cli(Args, default=Args(**saved))))
+        code = main(tyro.cli(Args, default=Args(**saved)))
     except (OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not torch.distributed.is_initialized():
             raise  # an error in the code
         fail(f"disk, memory or a worker failed: {error}; --resume goes on where it was saved", 1)
+    if int(os.environ.get("RANK", 0)) > 0:
+        os._exit(code)  # as in fail
+    sys.exit(code)

@@ -213,6 +213,7 @@ def test_a_signal_in_any_phase_saves_the_iteration(phase, signum, tmp_path, monk
     assert ppo.load_checkpoint(run_dir)["progress"][0] == iteration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_environments_in_processes_of_their_own_end_too(signum, tmp_path):
     """A terminal sends its signal to all of them."""

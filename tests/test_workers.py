@@ -140,6 +140,7 @@ def torchrun(tmp_path):
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_stops_the_others(torchrun, tmp_path):
     (process,) = torchrun.alive(RANK="1")
     process.kill()
@@ -151,6 +152,7 @@ def test_a_worker_that_dies_stops_the_others(torchrun, tmp_path):
     resume_alone(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_all_workers_at_one_iteration(signum, torchrun, tmp_path):
     torchrun.process.send_signal(signum)

@@ -36,7 +36,7 @@ SETTINGS = {  # script, options, environment steps of each worker
     "trpo, CartPole-v1": ("trpo", {}, 30_000),
     "ppo, HalfCheetah-v5": ("ppo", dict(env_id="HalfCheetah-v5"), 20_000),
     "trpo, HalfCheetah-v5": ("trpo", dict(env_id="HalfCheetah-v5"), 20_000),
-    "ppo, Pong": ("ppo", PONG, 5_000),
+    "ppo, Pong": ("ppo", PONG, 3_000),
 }
 MANY = 8, 64, 1000
 
@@ -70,8 +70,10 @@ def work(task):
     watched("all_reduce", lambda args: args[0].nbytes, counts)
     watched("all_gather_object", lambda args: len(json.dumps(args[1], default=nbytes)), counts)
     run_dir, result = task["options"]["run_dir"], {}
-    if int(os.environ["WORLD_SIZE"]) > 1:
-        torch.distributed.init_process_group()
+    init_process_group = torch.distributed.init_process_group
+
+    def init_and_time(backend):
+        init_process_group(backend)
         for column, size in (("one_number", 1), ("million_numbers", 10**6)):
             message, times = torch.ones(size), []
             for _ in range(60):
@@ -79,9 +81,9 @@ def work(task):
                 torch.distributed.all_reduce(message)
                 times.append(time.perf_counter() - before)
             result[column] = statistics.median(times)
-        torch.distributed.destroy_process_group()
-    for name in counts:
-        counts[name] = [0, 0, 0.0]
+        counts["all_reduce"] = [0, 0, 0.0]  # those of the run alone
+
+    torch.distributed.init_process_group = init_and_time
     script.main(script.Args(**task["options"]))
     if os.environ["RANK"] == "0":
         with open(Path(run_dir, "metrics.csv"), newline="") as file:
@@ -113,7 +115,7 @@ def measure(setting, count):
         command = [*launcher, f"--nproc-per-node={count}", "-m", "tools.scale", "--child", task]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            fail(f"{setting} with {count} workers ended with {done.stderr.strip()[-1000:]}")
+            fail(f"{setting} with {count} workers ended with {done.stderr.strip()[:1500]}")
         row = json.loads(Path(folder, "result").read_text())
     return dict(setting=setting, workers=count) | row
 
@@ -155,7 +157,8 @@ def tables(rows):
             cells += [f"{x['iteration']:.3g}", f"{x['waiting']:.2g}", f"{x['reduces']:.0f}"]
             cells += [f"{x['reduced'] / 1024:,.0f}", f"{x['gathers']:.0f}"]
             cells += [f"{x['gathered'] / 1024:,.0f}"]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
+            known = ("" if cell == "nan" else f" {cell}" for cell in cells)  # one sends nothing
+            lines.append("|" + " |".join(known) + " |")
     lines += ["", "| an iteration takes longer than alone, times |"]
     lines[-1] += "".join(f" {count}, ring | {count}, tree |" for count in MANY)
     lines.append("|" + "---|" * (1 + 2 * len(MANY)))
