@@ -22,9 +22,9 @@ CONTEXT.set_forkserver_preload(["worker", "vanilla_pg", "is_pg", "trpo", "ppo"])
 class Job:
     """A command in a session of its own; its processes and theirs are known by a mark."""
 
-    def __init__(self, command, cwd):
+    def __init__(self, command, cwd, **env):
         self.mark = dict(JOB=str(uuid.uuid4()))
-        env = os.environ | self.mark | dict(PYTHONPATH=str(ROOT / "tests"))
+        env = os.environ | self.mark | dict(PYTHONPATH=str(ROOT / "tests")) | env
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.process = subprocess.Popen(
             [sys.executable, *map(str, command)], cwd=cwd, env=env, start_new_session=True, **pipes

@@ -96,13 +96,15 @@ def work(folder, rank, count, runs):
         torch.save(weights, f"{arguments['run_dir']}-weights-{rank}.pt")
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def start_workers(folder, count, runs):
     """Processes that train together, once for each (script, arguments, options) in runs."""
-    with_ports = []
-    for run in runs:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            with_ports.append([free.getsockname()[1], *run])
+    with_ports = [[free_port(), *run] for run in runs]
     processes = [
         CONTEXT.Process(target=work, args=(folder, rank, count, with_ports))
         for rank in range(count)

@@ -36,7 +36,7 @@ SETTINGS = {  # script, options, environment steps of each worker
     "trpo, CartPole-v1": ("trpo", {}, 30_000),
     "ppo, HalfCheetah-v5": ("ppo", dict(env_id="HalfCheetah-v5"), 20_000),
     "trpo, HalfCheetah-v5": ("trpo", dict(env_id="HalfCheetah-v5"), 20_000),
-    "ppo, Pong": ("ppo", PONG, 3_000),
+    "ppo, Pong": ("ppo", PONG, 2_500),
 }
 MANY = 8, 64, 1000
 

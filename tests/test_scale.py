@@ -1,0 +1,52 @@
+"""What tools.scale makes of its measurements."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tools import scale
+
+ROOT = Path(__file__).parents[1]
+TWO = dict(one_number=2e-4, million_numbers=4.2e-3, reduces=10, reduced=1e6)
+TWO |= dict(gathers=4, gathered=1e3)
+
+
+def test_the_model_by_hand():
+    """α = 100 µs, 1 ns a byte; 3 workers in a ring: 4 rounds, 4/3 of what is reduced, twice ..."""
+    ring = scale.seconds_of_messages(TWO, 3, rounds=4)
+    assert ring == pytest.approx(12 * 4 * 1e-4 + 4 / 3 * 1e6 * 1e-9 + 2 * 1e3 * 1e-9)
+
+
+def test_the_model_gives_back_what_two_workers_take():
+    for numbers, seconds in ((1, 2e-4), (10**6, 4.2e-3)):
+        one = TWO | dict(reduces=1, reduced=4 * numbers, gathers=0, gathered=0)
+        assert scale.seconds_of_messages(one, 2, rounds=2) == pytest.approx(seconds, rel=1e-4)
+
+
+def test_tables():
+    rows = [
+        dict(setting="x", workers=workers, steps_per_second=speed, iteration=iteration, **more)
+        for workers, speed, iteration, more in [
+            (1, 90, 2.0, {}),
+            (1, 100, 1.0, {}),
+            (1, 110, 0.5, {}),
+            (2, 150, 1.2, TWO | dict(waiting=0.1)),
+        ]
+    ]
+    measured, model = scale.tables(rows).split("\n\n")
+    assert measured.splitlines()[2:] == [
+        "| x | 1 | 100 | 1.00 | 1 | | | | | |",
+        "| x | 2 | 150 | 1.50 | 1.2 | 0.1 | 10 | 977 | 4 | 1 |",
+    ]
+    cells = model.splitlines()[2].strip("| ").split(" | ")
+    # 8 workers: 14 rounds or 6, of 12 α each; 7/4 of a megabyte to reduce, 7 kB to gather
+    assert [float(cell) for cell in cells[1:3]] == [1.02, 1.01]
+    assert float(cells[5]) == pytest.approx(1 + 12 * 2 * 999 * 1e-4 + 2e-3 + 1e-3, rel=2e-3)
+
+
+def test_the_tables_of_the_page_are_those_of_the_measurements():
+    with open(ROOT / "docs" / "scale.csv", newline="") as file:
+        tables = scale.tables(list(csv.DictReader(file)))
+    page = (ROOT / "docs" / "scale.md").read_text()
+    assert tables in page
