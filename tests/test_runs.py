@@ -270,6 +270,14 @@ def test_plot(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_names_are_no_formulas_in_a_plot(tmp_path):
+    train("ppo", tmp_path / "run", total_steps=500)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"script": r"$\nonsense$"}))
+    plot.main(plot.Args([str(tmp_path)], str(tmp_path / "curves.png")))
+    assert (tmp_path / "curves.png").exists()
+
+
 def test_plots_keep_options_of_the_environment_apart(tmp_path):
     kwargs = '{"sutton_barto_reward": true}'
     train("ppo", tmp_path / "plain", total_steps=500)

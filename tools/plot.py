@@ -100,6 +100,7 @@ def main(args):
         import matplotlib
 
         matplotlib.use("Agg")
+        matplotlib.rcParams["text.parse_math"] = False  # a name with two $ is no formula
         from matplotlib import pyplot
     except ImportError:
         fail("plots need matplotlib: pip install matplotlib")
@@ -123,6 +124,7 @@ def main(args):
         axes.grid(alpha=0.3)
         axes.legend(title="mean and range of runs", frameon=False)
     figure.savefig(args.output, dpi=150)
+    pyplot.close(figure)
     print(f"plot: {args.output}")
 
 
