@@ -131,7 +131,10 @@ def run(tmp_path_factory):
 def test_damaged_and_foreign_checkpoints(run, tmp_path, capsys):
     whole = (run / "checkpoint.pt").read_bytes()
     copy = tmp_path / "checkpoint.pt"
-    for damaged in (b"", b"not a checkpoint", whole[: len(whole) // 2], whole[:-100]):
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1  # among the weights, where any bits are a number
+    damages = b"", b"not a checkpoint", whole[: len(whole) // 2], whole[:-100], bytes(flipped)
+    for damaged in damages:
         copy.write_bytes(damaged)
         message = refused(lambda: ppo.load_checkpoint(tmp_path), capsys)
         assert "no checkpoint.pt that can be read" in message

@@ -3,6 +3,7 @@
 import copy
 import csv
 import math
+import os
 import shutil
 
 import gymnasium as gym
@@ -225,8 +226,27 @@ def test_options_reach_what_they_are_for(tmp_path):
 def test_number_of_threads(tmp_path):
     ppo.main(ppo.Args(total_steps=100, num_threads=2, run_dir=str(tmp_path / "run"), **SIZES))
     threads = torch.get_num_threads()
+    ppo.main(ppo.Args(total_steps=100, num_threads=10**6, run_dir=str(tmp_path / "all"), **SIZES))
+    most = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert threads == 2
+    assert threads == min(2, os.cpu_count())
+    assert most == os.cpu_count()  # far more of them end the process
+
+
+def test_minibatches_are_in_proportion_to_those_of_the_worker_with_the_least(monkeypatch):
+    """Here this one has twice as many transitions, and so as many minibatches, but larger ones."""
+    args = ppo.Args(num_envs=2, num_steps=100, minibatch_size=32)
+    envs = ppo.make_envs(args, 2)
+    normalizer = ppo.Normalizer((4,))
+    policy, value = ppo.Policy(normalizer, gym.spaces.Discrete(2)), ppo.Value(normalizer)
+    state = envs.reset(seed=1)[0], np.zeros(2, bool)
+    halves = lambda x: [x, x[: len(x) // 2]]  # noqa: E731
+    monkeypatch.setattr(ppo, "gather", halves)
+    batch, *_ = ppo.collect(envs, policy, value, ppo.RewardScaler(2, 0.99), state, args)
+    most, least = len(batch.obs), len(batch.obs) // 2
+    assert batch.cuts == [32 * i * most // least for i in range(1, 3)]
+    assert 64 <= batch.cuts[0] <= 65
+    assert 96 > least > 64
 
 
 def test_progress_and_event_files(tmp_path, capsys, monkeypatch):
