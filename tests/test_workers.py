@@ -65,8 +65,8 @@ def test_workers_do_what_one_does_with_all_the_data(count, tmp_path):
             for step, same in zip(first, other, strict=True):
                 assert all(torch.equal(x, y) for x, y in zip(step, same, strict=True))
         assert not torch.equal(first[0][0], first[1][0])
-        files = [together.with_name(f"{script}-{name}-rng-{k}.pt") for k in range(count)]
-        assert len({tuple(torch.load(file).tolist()) for file in files}) == count
+        files = [together.with_name(f"{script}-{name}-seed-{k}.pt") for k in range(count)]
+        assert len({torch.load(file) for file in files}) == count
 
 
 def assert_same_runs(alone, together):

@@ -94,7 +94,7 @@ def work(folder, rank, count, runs):
         os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         weights = train(script, arguments, **options)
         torch.save(weights, f"{arguments['run_dir']}-weights-{rank}.pt")
-        torch.save(torch.get_rng_state(), f"{arguments['run_dir']}-rng-{rank}.pt")
+        torch.save(torch.initial_seed(), f"{arguments['run_dir']}-seed-{rank}.pt")
 
 
 def free_port():
