@@ -42,8 +42,8 @@ class Args:
     wrappers: tuple[str, ...] = ()  # module:Class of each to put around every environment
     vectorization_mode: Literal["sync", "async"] | None = None  # async: in processes of their own
     seed: int = 1  # fixes weights, environments and actions
-    total_steps: Count = 200_000  # environment steps to train for
-    num_envs: Count = 8  # environments stepped together, N
+    total_steps: Count = 200_000  # environment steps to train for, of all processes together
+    num_envs: Count = 8  # environments stepped together in each process, N
     gamma: Fraction = 0.995  # discount, γ
     gae_lambda: Fraction = 0.95  # less bias (1) or less variance (0) in the advantages, λ
     hidden_size: Count = 64  # units in each of the two hidden layers

@@ -11,6 +11,7 @@ SCRIPTS = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 SOURCES = {script: (ROOT / f"{script}.py").read_text() for script in SCRIPTS}
 
 
+# The aim was 290, 320, 340 and 290; several processes and crash safety took 38 to 51 lines more
 @pytest.mark.parametrize(
     ("script", "most"), [("vanilla_pg", 331), ("is_pg", 358), ("trpo", 383), ("ppo", 341)]
 )
