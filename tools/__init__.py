@@ -3,7 +3,7 @@
 import sys
 
 
-def fail(message):
-    """One sentence, and exit code 2."""
+def fail(message, code=2):
+    """One sentence, and the exit code: 2 for bad input, 1 for trouble on the way."""
     print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)

@@ -1,0 +1,183 @@
+"""Train scripts × environments × seeds in parallel processes; what is done is not done again.
+
+Run: python -m tools.sweep benchmark
+     python -m tools.sweep --scripts ppo "ppo --clip-eps 0.1" --envs CartPole-v1 --seeds 5
+
+A finished run leaves RESULTS/NAME/ENV/SCRIPT/seedN, with config.json and three columns of
+metrics.csv (of long runs every k-th row), and a line in RESULTS/NAME/runs.csv: its command, what it
+came to, versions. An interrupted one starts anew, so each curve is what its command gives.
+"""
+
+import csv
+import importlib.metadata
+import math
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import tyro
+
+from tools import fail
+
+FOUR = ["vanilla_pg", "is_pg", "trpo", "ppo"]
+MUJOCO = [  # the seven tasks of Schulman et al. 2017, sections 6.1 and 6.2
+    f"{task}-v5 --total-steps 1000000"
+    for task in ("HalfCheetah", "Hopper", "InvertedDoublePendulum", "InvertedPendulum")
+    + ("Reacher", "Swimmer", "Walker2d")
+]
+CLASSIC = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3 --total-steps 300000"]
+OTHERS = [
+    "LunarLanderContinuous-v3 --total-steps 1000000",
+    "FrozenLake-v1",
+    """FrozenLake-v1 --env-kwargs '{"is_slippery":false}'""",
+    "CliffWalking-v1 --total-steps 500000",
+    "Blackjack-v1",
+    "minigrid:MiniGrid-Empty-5x5-v0 --wrappers minigrid.wrappers:ImgObsWrapper"
+    " --total-steps 100000",
+]
+PONG = (
+    """ale_py:ALE/Pong-v5 --env-kwargs '{"img_height":42,"img_width":42}' --num-steps 128"""
+    " --policy-epochs 4 --value-epochs 4 --entropy-coef 0.01 --gamma 0.99 --total-steps 1000000"
+)
+SUITES = {  # scripts, environments, number of seeds
+    "benchmark": [(FOUR, CLASSIC, 5), (FOUR, MUJOCO, 3)],
+    "others": [(["trpo", "ppo"], OTHERS, 3), (["ppo"], [PONG], 1)],
+}
+PACKAGES = ["torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "minigrid"]
+COLUMNS = ["command", "exit_code", "step", "episodes", "return_last100", "seconds", "versions"]
+MOST_ROWS = 1000  # of a curve that is kept
+
+
+@dataclass
+class Args:
+    suite: Annotated[str, tyro.conf.Positional] = ""  # or one of your own, by --scripts and --envs
+    scripts: tuple[str, ...] = ()  # scripts, with options of their own: "ppo --clip-eps 0.1"
+    envs: tuple[str, ...] = ()  # environments, with options: "Hopper-v5 --total-steps 1000000"
+    seeds: int = 3  # 1, 2, … so many
+    name: str = "sweep"  # folder in RESULTS of a sweep of your own
+    jobs: int = os.cpu_count() or 1  # runs at the same time
+    results: str = "results"  # folder that the results are kept in
+    runs: str = "runs/sweep"  # folder of the whole runs, with their checkpoints
+    only: str = ""  # just the commands that have this in them
+
+
+class Run(NamedTuple):
+    command: str  # as one would type it
+    place: Path  # ENV/SCRIPT/seedN
+
+
+def slug(words):
+    return re.sub(r"[^\w.]+", "-", words).strip("-")
+
+
+def expand(scripts, envs, seeds):
+    """The runs of scripts × environments × seeds."""
+    for env in envs:
+        env_id, *options = shlex.split(env)
+        kwargs = options[options.index("--env-kwargs") + 1] if "--env-kwargs" in options else ""
+        kwargs = "" if "ALE/" in env_id else kwargs
+        for script in scripts:
+            name, *own = shlex.split(script)
+            for seed in range(1, seeds + 1):
+                words = ["python", f"{name}.py", "--env-id", env_id, *options, *own]
+                command = shlex.join([*words, "--seed", str(seed)])
+                yield Run(command, Path(slug(env_id + kwargs), slug(script), f"seed{seed}"))
+
+
+def versions():
+    known = [f"python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            known.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join(known)
+
+
+def keep(run_dir, place):
+    """Copy config.json and three columns of the metrics. Returns what the run came to."""
+    with open(run_dir / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    stride = math.ceil(len(rows) / MOST_ROWS)
+    place.mkdir(parents=True, exist_ok=True)
+    with open(place / "metrics.csv", "w") as file:
+        file.write("step,episodes,return_last100\n")
+        for end in range((len(rows) - 1) % stride, len(rows), stride):  # the last one is in
+            merged = rows[max(end - stride + 1, 0) : end + 1]
+            episodes = sum(int(row["episodes"]) for row in merged)
+            file.write(f"{rows[end]['step']},{episodes},{rows[end]['return_last100']}\n")
+    shutil.copy(run_dir / "config.json", place)
+    last = {key: rows[-1][key] for key in ("step", "return_last100", "seconds")}
+    return last | dict(episodes=sum(int(row["episodes"]) for row in rows))
+
+
+def train(run, runs, children):
+    """Run the command to its end in a folder of its own. Returns exit code and its last words."""
+    run_dir = runs / run.place
+    shutil.rmtree(run_dir, ignore_errors=True)  # an interrupted one
+    _, script, *options = shlex.split(run.command)
+    words = [sys.executable, script, *options, "--run-dir", str(run_dir)]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    children.append(child)
+    said, _ = child.communicate()
+    children.remove(child)
+    return child.returncode, (said.strip().splitlines() or [""])[-1]
+
+
+def main(args):
+    if bool(args.suite) == bool(args.scripts and args.envs):
+        fail(f"name a suite ({', '.join(SUITES)}), or give --scripts and --envs")
+    if args.suite not in ("", *SUITES):
+        fail(f"there is no suite {args.suite}, only {', '.join(SUITES)}")
+    if args.jobs < 1 or args.seeds < 1:
+        fail("--jobs and --seeds must be at least 1")
+    groups = SUITES[args.suite] if args.suite else [(args.scripts, args.envs, args.seeds)]
+    results, runs = Path(args.results, args.suite or args.name), Path(args.runs)
+    results.mkdir(parents=True, exist_ok=True)
+    ledger, done = results / "runs.csv", set()
+    if ledger.exists():
+        with open(ledger, newline="") as file:
+            done = {row["command"] for row in csv.DictReader(file)}
+    wanted = [run for group in groups for run in expand(*group) if args.only in run.command]
+    todo, children, failures = [run for run in wanted if run.command not in done], [], 0
+    print(f"{len(wanted)} runs, of which {len(wanted) - len(todo)} are done")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    pool = ThreadPoolExecutor(args.jobs)
+    futures = {pool.submit(train, run, runs / results.name, children): run for run in todo}
+    try:
+        for count, future in enumerate(as_completed(futures), 1):
+            run, (code, words) = futures[future], future.result()
+            print(f"{count}/{len(todo)}  {run.command}  ", end="")
+            if code not in (0, 1) or not (runs / results.name / run.place).exists():
+                failures += 1
+                print(f"FAILED, exit code {code}: {words}", flush=True)
+                continue
+            row = keep(runs / results.name / run.place, results / run.place)
+            row |= dict(command=run.command, exit_code=code, versions=versions())
+            print(f"return {float(row['return_last100'] or 'nan'):.1f}", flush=True)
+            with open(ledger, "a", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                if file.tell() == 0:
+                    writer.writeheader()
+                writer.writerow(row)
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in [*children]:
+            child.terminate()
+        print(f"\nstopped; the same command goes on: {ledger} has what is done")
+        raise SystemExit(130) from None
+    if failures:
+        fail(f"{failures} runs failed; the same command tries them again", 1)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
