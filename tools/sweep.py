@@ -48,8 +48,22 @@ PONG = (
     """ale_py:ALE/Pong-v5 --env-kwargs '{"img_height":42,"img_width":42}' --num-steps 128"""
     " --policy-epochs 4 --value-epochs 4 --entropy-coef 0.01 --gamma 0.99 --total-steps 1000000"
 )
+
+
+def reuse(*step_sizes):
+    """Scripts for the question what ten steps on one batch of 8 × 256 transitions come to."""
+    batch = [f"--num-steps 256 --policy-lr {size} --policy-epochs" for size in step_sizes]
+    vanilla = [f"vanilla_pg {options} {epochs}" for options in batch for epochs in (1, 10)]
+    weighted = [f"is_pg {options} 10" for options in batch]
+    return [*vanilla, *weighted, "trpo", "ppo", f"ppo --policy-lr {step_sizes[-1]}"]
+
+
 SUITES = {  # scripts, environments, number of seeds
     "benchmark": [(FOUR, CLASSIC, 5), (FOUR, MUJOCO, 3)],
+    "reuse": [
+        (reuse("3e-3", "1e-2"), ["CartPole-v1"], 10),
+        (reuse("1e-3", "3e-3"), ["HalfCheetah-v5 --total-steps 300000"], 10),
+    ],
     "others": [(["trpo", "ppo"], OTHERS, 3), (["ppo"], [PONG], 1)],
 }
 PACKAGES = ["torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "minigrid"]
