@@ -1,5 +1,8 @@
 """Learning curves of runs: a panel for each environment, a line for each script.
 
+Lines are interquartile means over runs, bands their 95 % stratified bootstrap intervals (Agarwal et
+al. 2021), both by rliable. Where the runs of a script differ in an option, its name has the option.
+
 Run: python -m tools.plot runs --output curves.png --bar 475
 """
 
@@ -17,6 +20,9 @@ from tools import fail
 
 ORDER = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 LABELS = {"return_last100": "return, mean of the last 100 episodes"}
+FREE = {"env_id", "env_kwargs", "seed", "total_steps", "run_dir", "resume", "checkpoint_interval"}
+FREE |= {"device", "num_threads", "vectorization_mode", "tensorboard"}  # no names of their own
+REPS = 4000  # of the bootstrap; with three runs fewer make the band's edge flicker
 
 
 @dataclass
@@ -25,15 +31,18 @@ class Args:
     output: str = "curves.png"  # picture to write
     column: str = "return_last100"  # column of metrics.csv to draw
     bar: float = math.nan  # also print after how many steps, and 100 episodes, runs reach this
+    table: bool = False  # also print what runs end with as a table, in Markdown
+    profiles: str = ""  # also write this picture, of all environments together, by scores
+    random: str = "docs/results/random"  # runs that score 0 in it; the best run scores 1
 
 
 def read_runs(run_dirs, column):
-    """{environment and its options: {script: [rows, …]}} of all runs in or below the folders.
+    """{environment and options: {script and options: [rows, …]}} of all runs in the folders.
 
     rows: a structured array of the rows of metrics.csv that have a value in the column; in
     `episodes` the number of all episodes up to there.
     """
-    runs = defaultdict(lambda: defaultdict(list))
+    found = defaultdict(list)
     paths = sorted({path for folder in run_dirs for path in Path(folder).rglob("metrics.csv")})
     for path in paths:
         if path.stat().st_size == 0:  # not one iteration is done
@@ -50,7 +59,14 @@ def read_runs(run_dirs, column):
             fail(f"{path} has no column {column}, only {', '.join(rows.dtype.names)}")
         rows["episodes"] = rows["episodes"].cumsum()
         if (known := ~np.isnan(rows[column])).any():
-            runs[env][script].append(rows[known])
+            options = {key: str(x) for key, x in options.items() if key not in FREE}
+            found[env, script].append((options, rows[known]))
+    runs = defaultdict(lambda: defaultdict(list))
+    for (env, script), group in found.items():
+        keys = [key for key in group[0][0] if len({options.get(key) for options, _ in group}) > 1]
+        for options, rows in group:
+            words = (f" --{key.replace('_', '-')} {options.get(key)}" for key in keys)
+            runs[env][script + "".join(words)].append(rows)
     return runs
 
 
@@ -78,21 +94,115 @@ def steps_to_reach(runs, column, bar):
     return sentence
 
 
-def draw(axes, runs, column, script):
-    """The mean over the runs, and the range from the lowest to the highest."""
+def table(runs, column):
+    """Median and range of what the runs end with: a row for each environment, in Markdown."""
+    labels = sorted({label for labels in runs.values() for label in labels}, key=place)
+    lines = [["environment", "steps", *(f"`{label}`" for label in labels)]]
+    lines.append(["---"] * len(lines[0]))
+    for env, series in runs.items():
+        steps = round(max(rows["step"][-1] for group in series.values() for rows in group), -4)
+        cells = [[rows[column][-1] for rows in series.get(label, [])] for label in labels]
+        lines.append([env, f"{steps:,.0f}", *(spread(ends) if ends else "" for ends in cells)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def place(label):
+    """Where a line stands in the order of the scripts."""
+    script = label.split()[0]
+    return [*ORDER, script].index(script)
+
+
+def interpolate(runs, column, points=200):
+    """Steps, (T,), and the values of the runs there, (R, T): NaN before and after a run."""
     end = max(rows["step"][-1] for rows in runs)
-    grid, curves = np.linspace(0, end, 400), []
+    grid, curves = np.linspace(0, end, points), []
     for rows in runs:
         # Runs of the same length differ by a few steps: not a reason to leave one out at the end
         right = rows[column][-1] if rows["step"][-1] > 0.98 * end else np.nan
         curves.append(np.interp(grid, rows["step"], rows[column], left=np.nan, right=right))
-    curves = np.array(curves)
-    some = ~np.isnan(curves).all(axis=0)
-    grid, curves = grid[some], curves[:, some]
-    color = f"C{[*ORDER, script].index(script)}"  # the same in every panel
-    axes.plot(grid, np.nanmean(curves, axis=0), color=color, label=f"{script} ({len(runs)})")
-    low, high = np.nanmin(curves, axis=0), np.nanmax(curves, axis=0)
-    axes.fill_between(grid, low, high, color=color, alpha=0.2, linewidth=0)
+    return grid, np.array(curves)
+
+
+def interquartile_mean(scores):
+    """Of (R, tasks, T) over runs and tasks, (T,): metrics.aggregate_iqm of rliable at each step."""
+    from scipy.stats import trim_mean
+
+    return trim_mean(scores.reshape(-1, scores.shape[-1]), 0.25)
+
+
+def mean(scores):
+    """Of (R, tasks, T), (T,)."""
+    return scores.mean(axis=(0, 1))
+
+
+def estimate(scores, statistic=interquartile_mean):
+    """A statistic, (T,), and its interval, (2, T), of scores, (R, tasks, T)."""
+    from rliable import library
+
+    np.random.seed(0)  # noqa: NPY002, it is rliable's source
+    middle, interval = library.get_interval_estimates({0: scores}, statistic, reps=REPS)
+    return middle[0], interval[0]
+
+
+def draw(axes, runs, column, label, dash="-", **style):
+    """The interquartile mean of the runs that have come so far, and its interval."""
+    grid, curves = interpolate(runs, column)
+    middle, interval = np.full(len(grid), np.nan), np.full((2, len(grid)), np.nan)
+    known = ~np.isnan(curves)
+    for pattern in np.unique(known, axis=1).T:
+        here = (known == pattern[:, None]).all(axis=0)
+        if pattern.any():
+            middle[here], interval[:, here] = estimate(curves[pattern][:, None, here])
+    style = dict(color=f"C{place(label)}", label=f"{label} ({len(runs)})") | style
+    draw_band(axes, grid, middle, interval, linestyle=dash, **style)
+
+
+def draw_band(axes, x, middle, interval, **style):
+    axes.plot(x, middle, **style)
+    axes.fill_between(x, *interval, color=style["color"], alpha=0.2, linewidth=0)
+    axes.grid(alpha=0.3)
+
+
+def scores_of(runs, random_runs, column, points=101):
+    """{label: (R, environments, T)}: 0 for the random policy, 1 for the best end of any run.
+
+    T: from 0 to the end of training. What not all environments have, scripts or runs, is left out.
+    """
+    envs = [env for env in runs if env in random_runs]
+    labels = [label for label in runs[envs[0]] if all(label in runs[env] for env in envs)]
+    scores = {}
+    for label in sorted(labels, key=place):
+        count = min(len(runs[env][label]) for env in envs)
+        scores[label] = np.empty((count, len(envs), points))
+        for i, env in enumerate(envs):
+            chance = [rows[column][-1] for series in random_runs[env].values() for rows in series]
+            best = max(rows[column][-1] for series in runs[env].values() for rows in series)
+            _, curves = interpolate(runs[env][label][:count], column, points)
+            low = np.mean(chance)
+            scores[label][:, i] = (curves - low) / (best - low)
+    return envs, scores
+
+
+def draw_profiles(figure, scores):
+    """Sample efficiency on the left, performance profiles on the right (Agarwal et al. 2021)."""
+    from rliable import library
+
+    left, right = figure.subplots(1, 2)
+    for label, each in scores.items():
+        known = ~np.isnan(each).any(axis=(0, 1))
+        style = dict(color=f"C{place(label)}", label=f"{label} ({each.shape[0]})")
+        fraction = np.linspace(0, 1, each.shape[-1])[known]
+        draw_band(left, fraction, *estimate(each[..., known]), **style)
+        ends, levels = each[..., -1], np.linspace(0, 1, 201)
+        np.random.seed(0)  # noqa: NPY002
+        above, interval = library.create_performance_profile({0: ends}, levels, reps=REPS)
+        draw_band(right, levels, above[0], interval[0], **style)
+        middle, interval = estimate(ends[..., None])
+        low, high = interval[:, 0]
+        print(f"{label}: interquartile mean {middle[0]:.2f} ({low:.2f} to {high:.2f}) at the end")
+    left.set(xlabel="fraction of the training", ylabel="score, interquartile mean")
+    right.set(xlabel="score τ", ylabel="fraction of runs that end with more than τ", ylim=(0, 1))
+    left.legend(title="runs of each environment", frameon=False)
 
 
 def main(args):
@@ -101,31 +211,47 @@ def main(args):
 
         matplotlib.use("Agg")
         matplotlib.rcParams["text.parse_math"] = False  # a name with two $ is no formula
+        import rliable.library  # noqa: F401
         from matplotlib import pyplot
-    except ImportError:
-        fail("plots need matplotlib: pip install matplotlib")
+    except Exception as error:  # of any type: rliable's own imports fail with a new pandas
+        name = type(error).__name__
+        fail(f"plots need matplotlib and rliable ({name}): pip install -r requirements-dev.txt")
     runs = read_runs(args.run_dirs, args.column)
     if not runs:
         fail(f"no run with a finished episode in: {', '.join(args.run_dirs) or 'nothing given'}")
     columns = min(len(runs), 4)
     figure = pyplot.figure(layout="constrained")
     figure.set_size_inches(5.5 * columns, 4 * math.ceil(len(runs) / columns))
-    for place, (env, scripts) in enumerate(runs.items(), 1):
-        axes = figure.add_subplot(math.ceil(len(runs) / columns), columns, place)
-        for script in sorted(scripts, key=lambda name: [*ORDER, name].index(name)):
-            draw(axes, scripts[script], args.column, script)
-            sentences = [last(scripts[script], args.column)]
+    for number, (env, labels) in enumerate(runs.items(), 1):
+        axes = figure.add_subplot(math.ceil(len(runs) / columns), columns, number)
+        drawn = defaultdict(int)
+        for label in sorted(labels, key=place):
+            drawn[place(label)] += 1
+            dash = ["-", "--", ":", "-."][(drawn[place(label)] - 1) % 4]
+            draw(axes, labels[label], args.column, label, dash)
+            sentences = [last(labels[label], args.column)]
             if not math.isnan(args.bar):
-                sentences.append(steps_to_reach(scripts[script], args.column, args.bar))
-            print(f"{env} {script}: {'; '.join(sentences)}")
-        label = LABELS.get(args.column, args.column.replace("_", " "))
-        axes.set(title=env, xlabel="environment steps", ylabel=label)
+                sentences.append(steps_to_reach(labels[label], args.column, args.bar))
+            print(f"{env} {label}: {'; '.join(sentences)}")
+        axis = LABELS.get(args.column, args.column.replace("_", " "))
+        axes.set(title=env, xlabel="environment steps", ylabel=axis)
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-        axes.grid(alpha=0.3)
-        axes.legend(title="mean and range of runs", frameon=False)
+        axes.legend(title="interquartile mean, 95 %", frameon=False, fontsize="small")
     figure.savefig(args.output, dpi=150)
     pyplot.close(figure)
+    if args.table:
+        print(table(runs, args.column))
     print(f"plot: {args.output}")
+    if args.profiles:
+        random_runs = read_runs([args.random], args.column)
+        if not set(runs) & set(random_runs):
+            fail(f"{args.random} has no run of these environments, for the score of 0")
+        figure = pyplot.figure(figsize=(11, 4.5), layout="constrained")
+        envs, scores = scores_of(runs, random_runs, args.column)
+        print(f"scores of {', '.join(envs)}")
+        draw_profiles(figure, scores)
+        figure.savefig(args.profiles, dpi=150)
+        print(f"plot: {args.profiles}")
 
 
 if __name__ == "__main__":

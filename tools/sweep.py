@@ -29,11 +29,10 @@ import tyro
 from tools import fail
 
 FOUR = ["vanilla_pg", "is_pg", "trpo", "ppo"]
-MUJOCO = [  # the seven tasks of Schulman et al. 2017, sections 6.1 and 6.2
-    f"{task}-v5 --total-steps 1000000"
-    for task in ("HalfCheetah", "Hopper", "InvertedDoublePendulum", "InvertedPendulum")
-    + ("Reacher", "Swimmer", "Walker2d")
-]
+TASKS = ["HalfCheetah", "Hopper", "InvertedDoublePendulum", "InvertedPendulum", "Reacher"]
+TASKS += ["Swimmer", "Walker2d"]  # the seven of Schulman et al. 2017, section 6.1
+MUJOCO = [f"{task}-v5 --total-steps 1000000" for task in TASKS]
+RANDOM = [f"{task}-v5 --total-steps 150000" for task in TASKS]  # 100 episodes, 1,000 steps each
 CLASSIC = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3 --total-steps 300000"]
 OTHERS = [
     "LunarLanderContinuous-v3 --total-steps 1000000",
@@ -58,10 +57,16 @@ def reuse(*step_sizes):
     return [*vanilla, *weighted, "trpo", "ppo", f"ppo --policy-lr {step_sizes[-1]}"]
 
 
+CONSTRAINTS = ["ppo --clip-eps 0.1", "ppo --clip-eps 0.3", "ppo --clip-eps inf"]
+CONSTRAINTS += ["trpo --max-kl 0.003", "trpo --max-kl 0.03"]
+WEIGHTED = "is_pg --num-steps 256 --policy-lr 3e-3 --policy-epochs 10 --weighting"
 SUITES = {  # scripts, environments, number of seeds
     "benchmark": [(FOUR, CLASSIC, 5), (FOUR, MUJOCO, 3)],
+    "random": [(["vanilla_pg --policy-lr 0 --value-epochs 1"], RANDOM, 3)],
+    "table1": [(CONSTRAINTS, MUJOCO, 3)],  # with the defaults, which are in benchmark
     "reuse": [
         (reuse("3e-3", "1e-2"), ["CartPole-v1"], 10),
+        ([f"{WEIGHTED} {name}" for name in ("trajectory", "per-decision")], ["CartPole-v1"], 10),
         (reuse("1e-3", "3e-3"), ["HalfCheetah-v5 --total-steps 300000"], 10),
     ],
     "others": [(["trpo", "ppo"], OTHERS, 3), (["ppo"], [PONG], 1)],
@@ -171,11 +176,12 @@ def main(args):
         for count, future in enumerate(as_completed(futures), 1):
             run, (code, words) = futures[future], future.result()
             print(f"{count}/{len(todo)}  {run.command}  ", end="")
-            if code not in (0, 1) or not (runs / results.name / run.place).exists():
+            metrics = runs / results.name / run.place / "metrics.csv"
+            if code not in (0, 1) or not metrics.exists() or metrics.stat().st_size == 0:
                 failures += 1
                 print(f"FAILED, exit code {code}: {words}", flush=True)
                 continue
-            row = keep(runs / results.name / run.place, results / run.place)
+            row = keep(metrics.parent, results / run.place)  # 1: it ended in NaN, which is a result
             row |= dict(command=run.command, exit_code=code, versions=versions())
             print(f"return {float(row['return_last100'] or 'nan'):.1f}", flush=True)
             with open(ledger, "a", newline="") as file:

@@ -1,0 +1,148 @@
+"""Sweeps: which runs they make, what they keep, and that they go on where they stopped."""
+
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tools import plot, sweep
+
+ROOT = Path(__file__).parents[1]
+SHORT = "CartPole-v1 --total-steps 3000"
+
+
+def run_sweep(folder, *options):
+    command = [sys.executable, "-m", "tools.sweep", *options]
+    command += ["--results", str(folder / "results"), "--runs", str(folder / "runs")]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def ledger(folder, name="sweep"):
+    with open(folder / "results" / name / "runs.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_runs_are_the_product():
+    runs = list(sweep.expand(["trpo", "ppo --clip-eps 0.1"], [SHORT, "Acrobot-v1"], 2))
+    assert [run.command for run in runs[:3]] == [
+        "python trpo.py --env-id CartPole-v1 --total-steps 3000 --seed 1",
+        "python trpo.py --env-id CartPole-v1 --total-steps 3000 --seed 2",
+        "python ppo.py --env-id CartPole-v1 --total-steps 3000 --clip-eps 0.1 --seed 1",
+    ]
+    assert [str(run.place) for run in runs[2:5]] == [
+        "CartPole-v1/ppo-clip-eps-0.1/seed1",
+        "CartPole-v1/ppo-clip-eps-0.1/seed2",
+        "Acrobot-v1/trpo/seed1",
+    ]
+    assert len(runs) == len(set(runs)) == 8
+
+
+@pytest.mark.parametrize("suite", sweep.SUITES)
+def test_no_two_runs_of_a_suite_share_a_folder(suite):
+    runs = [run for group in sweep.SUITES[suite] for run in sweep.expand(*group)]
+    assert len({run.place for run in runs}) == len({run.command for run in runs}) == len(runs)
+
+
+def test_options_of_an_environment_are_in_its_folder_and_quoted():
+    (run,) = sweep.expand(["ppo"], ["""FrozenLake-v1 --env-kwargs '{"is_slippery":false}'"""], 1)
+    assert run.place == Path("FrozenLake-v1-is_slippery-false/ppo/seed1")
+    assert shlex.split(run.command)[5] == '{"is_slippery":false}'
+
+
+@pytest.mark.slow
+def test_a_sweep_and_its_second_half(tmp_path):
+    options = ["--scripts", "vanilla_pg", "ppo --clip-eps 0.1", "--envs", SHORT]
+    first = run_sweep(tmp_path, *options, "--seeds", "1")
+    assert first.returncode == 0, first.stderr
+    curve = tmp_path / "results/sweep/CartPole-v1/ppo-clip-eps-0.1/seed1"
+    before = (curve / "metrics.csv").read_bytes()
+    second = run_sweep(tmp_path, *options, "--seeds", "2")
+    assert "4 runs, of which 2 are done" in second.stdout
+    assert (curve / "metrics.csv").read_bytes() == before
+    rows = ledger(tmp_path)
+    assert len(rows) == len({row["command"] for row in rows}) == 4
+    (row,) = (r for r in rows if "ppo" in r["command"] and r["command"].endswith("--seed 1"))
+    with open(tmp_path / "runs/sweep/CartPole-v1/ppo-clip-eps-0.1/seed1/metrics.csv") as file:
+        whole = list(csv.DictReader(file))
+    assert row["exit_code"] == "0"
+    assert row["step"] == whole[-1]["step"]
+    assert row["return_last100"] == whole[-1]["return_last100"]
+    assert int(row["episodes"]) == sum(int(r["episodes"]) for r in whole)
+    assert f"python {sys.version.split()[0]}, torch 2" in row["versions"]
+    config = json.loads((curve / "config.json").read_text())
+    assert (config["script"], config["args"]["clip_eps"]) == ("ppo", 0.1)
+    # The command of the ledger, run by hand, gives the curve that was kept
+    command = [sys.executable, *shlex.split(row["command"])[1:], "--run-dir", tmp_path / "again"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    runs = plot.read_runs([str(tmp_path / "again")], "return_last100")["CartPole-v1"]["ppo"]
+    kept = plot.read_runs([str(curve)], "return_last100")["CartPole-v1"]["ppo"]
+    for column in ("step", "return_last100", "episodes"):
+        assert runs[0][column].tolist() == kept[0][column].tolist()
+
+
+def test_long_curves_keep_every_kth_row_and_all_episodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "MOST_ROWS", 3)
+    (tmp_path / "config.json").write_text("{}")
+    rows = [f"{10 * i},{i},x,{i}.5,{i}" for i in range(1, 8)]  # 7 rows, three to one
+    header = "step,episodes,other,return_last100,seconds"
+    (tmp_path / "metrics.csv").write_text("\n".join([header, *rows]) + "\n")
+    last = sweep.keep(tmp_path, tmp_path / "kept")
+    assert (tmp_path / "kept" / "metrics.csv").read_text() == (
+        "step,episodes,return_last100\n10,1,1.5\n40,9,4.5\n70,18,7.5\n"
+    )
+    assert last == dict(step="70", return_last100="7.5", seconds="7", episodes=28)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_starts_anew(tmp_path):
+    options = ["--scripts", "ppo", "--seeds", "1", "--results", str(tmp_path / "results")]
+    command = [sys.executable, "-m", "tools.sweep", *options, "--runs", str(tmp_path / "runs")]
+    command += ["--envs", "CartPole-v1 --total-steps 20000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / "runs/sweep/CartPole-v1/ppo/seed1/metrics.csv"
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in out
+    assert not (tmp_path / "results/sweep/runs.csv").exists()
+    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+    steps = [int(line.split(",")[1]) for line in metrics.read_text().splitlines()[1:]]
+    assert len(steps) == len(set(steps)) == 10
+    assert [row["exit_code"] for row in ledger(tmp_path)] == ["0"]
+
+
+def test_a_run_that_fails_is_said_and_tried_again(tmp_path):
+    options = ["--scripts", "ppo", "ppo --clip-eps -1", "--envs", SHORT, "--seeds", "1"]
+    for _ in range(2):
+        done = run_sweep(tmp_path, *options)
+        assert done.returncode == 1
+        assert "FAILED, exit code 2: ppo.py: --clip-eps must be above 0" in done.stdout
+        assert "1 runs failed" in done.stderr
+    assert "2 runs, of which 1 are done" in done.stdout
+    assert len(ledger(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["nonsense"], "there is no suite nonsense, only benchmark"),
+        ([], "name a suite (benchmark, "),
+        (["benchmark", "--scripts", "ppo", "--envs", "CartPole-v1"], "name a suite"),
+        (["benchmark", "--jobs", "0"], "--jobs and --seeds must be at least 1"),
+    ],
+)
+def test_bad_input(options, words, tmp_path):
+    done = run_sweep(tmp_path, *options)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
