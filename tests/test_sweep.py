@@ -33,13 +33,13 @@ def test_runs_are_the_product():
     runs = list(sweep.expand(["trpo", "ppo --clip-eps 0.1"], [SHORT, "Acrobot-v1"], 2))
     assert [run.command for run in runs[:3]] == [
         "python trpo.py --env-id CartPole-v1 --total-steps 3000 --seed 1",
-        "python trpo.py --env-id CartPole-v1 --total-steps 3000 --seed 2",
         "python ppo.py --env-id CartPole-v1 --total-steps 3000 --clip-eps 0.1 --seed 1",
+        "python trpo.py --env-id Acrobot-v1 --seed 1",
     ]
-    assert [str(run.place) for run in runs[2:5]] == [
-        "CartPole-v1/ppo-clip-eps-0.1/seed1",
+    assert [str(run.place) for run in runs[3:6]] == [
+        "Acrobot-v1/ppo-clip-eps-0.1/seed1",
+        "CartPole-v1/trpo/seed2",
         "CartPole-v1/ppo-clip-eps-0.1/seed2",
-        "Acrobot-v1/trpo/seed1",
     ]
     assert len(runs) == len(set(runs)) == 8
 

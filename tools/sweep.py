@@ -21,6 +21,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -99,17 +100,15 @@ def slug(words):
 
 
 def expand(scripts, envs, seeds):
-    """The runs of scripts × environments × seeds."""
-    for env in envs:
+    """The runs of scripts × environments × seeds; all of a seed, then all of the next."""
+    for seed, env, script in product(range(1, seeds + 1), envs, scripts):
         env_id, *options = shlex.split(env)
         kwargs = options[options.index("--env-kwargs") + 1] if "--env-kwargs" in options else ""
         kwargs = "" if "ALE/" in env_id else kwargs
-        for script in scripts:
-            name, *own = shlex.split(script)
-            for seed in range(1, seeds + 1):
-                words = ["python", f"{name}.py", "--env-id", env_id, *options, *own]
-                command = shlex.join([*words, "--seed", str(seed)])
-                yield Run(command, Path(slug(env_id + kwargs), slug(script), f"seed{seed}"))
+        name, *own = shlex.split(script)
+        words = ["python", f"{name}.py", "--env-id", env_id, *options, *own, "--seed", str(seed)]
+        place = Path(slug(env_id + kwargs), slug(script), f"seed{seed}")
+        yield Run(shlex.join(words), place)
 
 
 def versions():
