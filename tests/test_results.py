@@ -1,5 +1,6 @@
-"""The figures of the README are those of the committed curves."""
+"""The figures of the README and of docs/results are those of the committed curves."""
 
+import csv
 import dataclasses
 import importlib
 import json
@@ -10,59 +11,72 @@ from pathlib import Path
 import pytest
 import tyro
 
-from tools import plot
+from tools import plot, sweep
 
-ROOT = Path(__file__).parent.parent
-RUNS = plot.read_runs([str(ROOT / "docs" / "results")], "return_last100")
-README = (ROOT / "README.md").read_text()
-ROWS = [line for line in README.splitlines() if line.startswith("| `--env-id")]
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+PAGES = {
+    "benchmark": (ROOT / "README.md").read_text(),
+    "others": (RESULTS / "README.md").read_text(),
+}
+RUNS = {name: plot.read_runs([str(RESULTS / name)], "return_last100") for name in PAGES}
 FREE = {"seed", "run_dir", "resume"}  # options in which runs of one command may differ
 
 
-def options_of(row):
-    return shlex.split(row.split("`")[1])
+def ledger(suite):
+    path = RESULTS / suite / "runs.csv"
+    with open(path, newline="") as file:
+        return {row["command"]: row for row in csv.DictReader(file)}
 
 
-def name_of(options):
-    name = options[options.index("--env-id") + 1]
-    kwargs = "--env-kwargs" in options and options[options.index("--env-kwargs") + 1]
-    return f"{name} {kwargs}" if kwargs else name
+def expected_runs(suite):
+    return {run.command: run for group in sweep.SUITES[suite] for run in sweep.expand(*group)}
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_table(row):
-    runs = RUNS[name_of(options_of(row))]
-    cells = [cell.strip() for cell in row.split("|")[3:5]]
-    ends = [[run["return_last100"][-1] for run in runs[script]] for script in ("trpo", "ppo")]
-    assert cells == [plot.spread(returns) if returns else "" for returns in ends]
+SUITES = [suite for suite in sweep.SUITES if (RESULTS / suite / "runs.csv").exists()]
 
 
-def test_every_environment_has_its_row_and_every_row_its_command():
-    assert sorted(name_of(options_of(row)) for row in ROWS) == sorted(RUNS)
-    commands = (ROOT / "docs" / "results" / "README.md").read_text()
-    for row in ROWS:
-        assert options_of(row)[1].removesuffix("-v5") in commands
+@pytest.mark.parametrize("suite", PAGES)
+def test_table(suite):
+    text = plot.table(RUNS[suite], "return_last100")
+    assert len(text.splitlines()) > 5
+    assert text in PAGES[suite], "see docs/results/README.md for the command that prints it"
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/results/**/config.json")), ids=str)
-def test_runs_are_of_the_commands_in_the_table(path):
-    config = json.loads(path.read_text())
-    script, made_with = importlib.import_module(config["script"]), config["args"]
-    (row,) = (row for row in ROWS if name_of(options_of(row)) == name_of(env_options(made_with)))
-    options = options_of(row)
-    expected = json.loads(json.dumps(dataclasses.asdict(tyro.cli(script.Args, args=options))))
-    assert {key: made_with[key] for key in made_with.keys() - FREE} == {
-        key: expected[key] for key in expected.keys() - FREE
-    }
+@pytest.mark.parametrize("suite", SUITES)
+def test_ledger_is_of_the_curves(suite):
+    """A line for each curve and a curve for each line, which ends as the line says."""
+    rows, runs = ledger(suite), expected_runs(suite)
+    curves = {path.parent for path in (RESULTS / suite).rglob("metrics.csv")}
+    assert curves == {RESULTS / suite / runs[command].place for command in rows}
+    for command, row in rows.items():
+        with open(RESULTS / suite / runs[command].place / "metrics.csv", newline="") as file:
+            curve = list(csv.DictReader(file))
+        assert row["step"] == curve[-1]["step"]
+        assert row["return_last100"] == curve[-1]["return_last100"]
+        assert int(row["episodes"]) == sum(int(point["episodes"]) for point in curve)
+        assert "torch " in row["versions"]
 
 
-def env_options(args):
-    kwargs = args["env_kwargs"]
-    return ["--env-id", args["env_id"], *(["--env-kwargs", kwargs] if kwargs != "{}" else [])]
+@pytest.mark.parametrize("suite", SUITES)
+def test_runs_are_of_their_commands(suite):
+    """The options that were used are those that the command has today."""
+    for command, run in expected_runs(suite).items():
+        if command not in ledger(suite):
+            continue
+        config = json.loads((RESULTS / suite / run.place / "config.json").read_text())
+        _, script, *options = shlex.split(command)
+        args = tyro.cli(importlib.import_module(script.removesuffix(".py")).Args, args=options)
+        expected = json.loads(json.dumps(dataclasses.asdict(args)))
+        assert config["script"] == script.removesuffix(".py")
+        assert config["args"]["seed"] == expected["seed"]
+        for key in expected.keys() - FREE:
+            assert config["args"][key] == expected[key], (command, key)
 
 
 @pytest.mark.parametrize("script", ["vanilla_pg", "is_pg", "trpo", "ppo"])
 def test_steps_until_cartpole_is_solved(script):
-    sentence = plot.steps_to_reach(RUNS["CartPole-v1"][script], "return_last100", 475)
+    runs = RUNS["benchmark"]["CartPole-v1"][script]
+    sentence = plot.steps_to_reach(runs, "return_last100", 475)
     steps = re.fullmatch("5 of 5 runs reach 475, at step (.*)", sentence)[1]
-    assert f"`{script}.py` {steps}" in " ".join(README.split())
+    assert f"`{script}.py` {steps}" in " ".join(PAGES["others"].split())

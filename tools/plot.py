@@ -144,7 +144,7 @@ def estimate(scores, statistic=interquartile_mean):
     return middle[0], interval[0]
 
 
-def draw(axes, runs, column, label, dash="-", **style):
+def draw(axes, runs, column, name, dash="-", **style):
     """The interquartile mean of the runs that have come so far, and its interval."""
     grid, curves = interpolate(runs, column)
     middle, interval = np.full(len(grid), np.nan), np.full((2, len(grid)), np.nan)
@@ -153,7 +153,7 @@ def draw(axes, runs, column, label, dash="-", **style):
         here = (known == pattern[:, None]).all(axis=0)
         if pattern.any():
             middle[here], interval[:, here] = estimate(curves[pattern][:, None, here])
-    style = dict(color=f"C{place(label)}", label=f"{label} ({len(runs)})") | style
+    style = dict(color=f"C{place(name)}", label=f"{name} ({len(runs)})") | style
     draw_band(axes, grid, middle, interval, linestyle=dash, **style)
 
 

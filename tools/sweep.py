@@ -61,15 +61,16 @@ def reuse(*step_sizes):
 CONSTRAINTS = ["ppo --clip-eps 0.1", "ppo --clip-eps 0.3", "ppo --clip-eps inf"]
 CONSTRAINTS += ["trpo --max-kl 0.003", "trpo --max-kl 0.03"]
 WEIGHTED = "is_pg --num-steps 256 --policy-lr 3e-3 --policy-epochs 10 --weighting"
+WEIGHTINGS = ["step", "trajectory", "per-decision"]
 SUITES = {  # scripts, environments, number of seeds
     "benchmark": [(FOUR, CLASSIC, 5), (FOUR, MUJOCO, 3)],
     "random": [(["vanilla_pg --policy-lr 0 --value-epochs 1"], RANDOM, 3)],
     "table1": [(CONSTRAINTS, MUJOCO, 3)],  # with the defaults, which are in benchmark
     "reuse": [
         (reuse("3e-3", "1e-2"), ["CartPole-v1"], 10),
-        ([f"{WEIGHTED} {name}" for name in ("trajectory", "per-decision")], ["CartPole-v1"], 10),
         (reuse("1e-3", "3e-3"), ["HalfCheetah-v5 --total-steps 300000"], 10),
     ],
+    "weightings": [([f"{WEIGHTED} {name}" for name in WEIGHTINGS], ["CartPole-v1"], 10)],
     "others": [(["trpo", "ppo"], OTHERS, 3), (["ppo"], [PONG], 1)],
 }
 PACKAGES = ["torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "minigrid"]

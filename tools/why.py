@@ -9,6 +9,7 @@ seconds. `reuse` and `table1` read the runs that tools/sweep.py has left in docs
 import csv
 import importlib
 import math
+import signal
 import tempfile
 from copy import deepcopy
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ def reuse(pyplot, args):
         for i, size in enumerate(sizes):
             cells = []
             for name, (label, style) in reuse_lines(sizes, i).items():
-                series = runs[env][label]
+                if not (series := runs[env][label]):
+                    fail(f"no runs of {label} on {env}: python -m tools.sweep reuse makes them")
                 plot.draw(axes[i], series, "return_last100", "ppo", **style | dict(label=name))
                 cells.append(plot.spread([rows["return_last100"][-1] for rows in series]))
             print(f"| {env} | {size} | " + " | ".join(cells) + " |")
@@ -87,8 +89,8 @@ def reuse(pyplot, args):
 # One update, step by step, on one batch
 
 
-UPDATE = {  # environment: iteration of ppo.py whose batch it is, options of the scripts
-    "CartPole-v1": (10, 3e-3),
+UPDATE = {  # environment: iteration of ppo.py whose batch it is, step size of vanilla_pg and is_pg
+    "CartPole-v1": (4, 3e-3),
     "HalfCheetah-v5": (50, 1e-3),
 }
 BATCHES, EPOCHS, EPISODES = 10, 10, 10
@@ -115,10 +117,13 @@ def catch(env_id, iteration, seed):
         with tempfile.TemporaryDirectory() as folder:
             options = dict(total_steps=10**6, run_dir=f"{folder}/run", seed=seed)
             ppo.main(ppo.Args(env_id=env_id, **options))
+            raise KeyboardInterrupt  # or it would not have come to its end
     except Caught as caught:
         return caught.args
     finally:
         ppo.update_policy = original
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # not the script's any longer
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @torch.no_grad()
@@ -126,7 +131,8 @@ def look_at(policy, batch, old_dist, args, seed):
     """What has become of the policy, in numbers. The returns are those of fresh episodes."""
     dist = policy(batch.obs)
     log_ratio = (dist.log_prob(batch.actions) - old_dist.log_prob(batch.actions)).double()
-    paths, _ = is_pg.weighted_advantages(log_ratio, batch, is_pg.Args(weighting="trajectory"))
+    in_double = batch._replace(advantages=batch.advantages.double())
+    paths, _ = is_pg.weighted_advantages(log_ratio, in_double, is_pg.Args(weighting="trajectory"))
     ratio, ess = log_ratio.exp(), lambda w: (w.mean() ** 2 / w.square().mean()).item()
     envs = ppo.make_envs(args, EPISODES)
     returns, _, _ = evaluate.play(envs, policy, evaluate.Args("", seed=seed, max_steps=1000))
@@ -235,35 +241,40 @@ def update(pyplot, args):
 # Weights of the whole path
 
 
-def path_weights(kls, steps):
-    """1 / E[W_t²], of (kls, steps), and 1 / E[ρ_t²], (kls,), under φ in a random chain of 3 states.
+def second_moments(start, old, new, moves, steps):
+    """E[W_t²] under φ for t = 0, 1, …, (steps,). start: (S,), policies: (S, A), moves: (S, A, S).
 
-    E[W_t] is 1. E[W_t²] = Σ over paths of their φ-probability times Π ρ² is a product of matrices.
+    Σ over paths of their φ-probability times Π ρ², as a product of matrices.
     """
+    squares, moments, paths = new**2 / old, [], start
+    for _ in range(steps):
+        moments.append(paths @ squares.sum(axis=1))
+        paths = np.einsum("s,sa,sax->x", paths, squares, moves)
+    return np.array(moments)
+
+
+def path_weights(kls, steps):
+    """1 / E[W_t²], (kls, steps), and 1 / E[ρ_t²], (kls,), in a random chain of 3 states.
+
+    E[W_t] and E[ρ_t] are 1. φ is in its states as in the long run; θ has moved to each KL.
+    """
+    from scipy.optimize import brentq
+
     rng = np.random.default_rng(0)
-    moves = rng.dirichlet(np.ones(3), (3, 3))  # (S, A, S)
+    moves = rng.dirichlet(np.ones(3), (3, 3))
     old, direction = rng.dirichlet(np.full(3, 3.0), 3), rng.normal(size=(3, 3))
-    visits = np.linalg.matrix_power(np.einsum("sa,sax->sx", old, moves), 1000)[0]  # in the long run
+    start = np.linalg.matrix_power(np.einsum("sa,sax->sx", old, moves), 1000)[0]
 
     def moved(distance):
         new = old * np.exp(distance * direction)
         return new / new.sum(axis=1, keepdims=True)
 
-    def kl(new):
-        return visits @ (old * np.log(old / new)).sum(axis=1)
+    def kl(distance):
+        return start @ (old * np.log(old / moved(distance))).sum(axis=1)
 
-    from scipy.optimize import brentq
-
-    path, single = np.empty((len(kls), steps)), np.empty(len(kls))
-    for i, target in enumerate(kls):
-        new = moved(brentq(lambda x: kl(moved(x)) - target, 0, 10))
-        squares = old * (new / old) ** 2
-        second = visits.copy()  # Σ_s of it is E[W²]
-        for t in range(steps):
-            path[i, t] = 1 / (second @ squares.sum(axis=1))
-            second = np.einsum("s,sa,sax->x", second, squares, moves)
-        single[i] = 1 / (visits @ squares.sum(axis=1))
-    return path, single
+    news = [moved(brentq(lambda x, wanted=wanted: kl(x) - wanted, 0, 10)) for wanted in kls]
+    path = np.array([second_moments(start, old, new, moves, steps) for new in news])
+    return 1 / path, 1 / path[:, 0]  # the first step has one ratio
 
 
 def weights(pyplot, args):
@@ -366,7 +377,7 @@ def plane(seed):
 
 
 def batch_of(problem, policy):
-    """All paths as often as the policy takes them, but for 1 in 65,536; advantages as they are."""
+    """All paths as often as the policy takes them, to a sixteenth; advantages as they are."""
     with torch.no_grad():
         values = problem.action_values(policy.probs())[1].numpy()
         batch, paths = problem.batch(values), problem.paths()
@@ -374,7 +385,8 @@ def batch_of(problem, policy):
         log_ratio -= problem.old_policy()(batch.obs).log_prob(batch.actions)
         index = torch.from_numpy(paths.index[paths.valid])
         weight = log_ratio.new_zeros(index.max() + 1).index_add(0, index, log_ratio).exp()
-        times = (4 * weight).round().long()[index]
+        times = (16 * weight).round().long()
+        times = (times // np.gcd.reduce(times.numpy()))[index]  # at φ itself each path once
     repeated = (x.repeat_interleave(times, 0) for x in batch[:3])
     return batch._replace(**dict(zip(("obs", "actions", "advantages"), repeated)))
 
@@ -409,7 +421,7 @@ def walk(problem, policy, script, epochs=300):
     return np.array(places)
 
 
-def walk_within(problem, policy, max_kl, updates=30):
+def walk_within(problem, policy, max_kl, updates=8):
     """Where trpo.py goes, with a batch of its own for each step, (updates + 1, 2)."""
     policy, places = deepcopy(policy), [(0.0, 0.0)]
     for _ in range(updates):
@@ -423,7 +435,7 @@ def walk_within(problem, policy, max_kl, updates=30):
 def region(pyplot, args, seed=4838, max_kl=0.01):
     """J over the plane with the trust region, and J and its promise against the distance."""
     problem, policy = plane(seed)
-    walks = {script.__name__: walk(problem, policy, script) for script in (vanilla_pg, is_pg, ppo)}
+    walks = {script.__name__: walk(problem, policy, script) for script in (is_pg, vanilla_pg, ppo)}
     walks["trpo"] = walk_within(problem, policy, max_kl)
     xs, ys = np.linspace(-2, 8, 101), np.linspace(-5, 2, 71)
     grid = landscape(problem, policy, np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2))
@@ -431,15 +443,16 @@ def region(pyplot, args, seed=4838, max_kl=0.01):
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
     shades = left.contourf(xs, ys, returns, 25, cmap="Greys_r")
     figure.colorbar(shades, ax=left, label="J(θ)")
-    left.contour(xs, ys, promised, 12, colors="w", linewidths=0.6, linestyles="dotted")
+    left.contour(xs, ys, promised, 12, colors=ORANGE, linewidths=0.8, linestyles="dotted")
     left.contour(xs, ys, kl, [max_kl], colors=GREEN)
     for name, places in walks.items():
         style = dict(color=COLORS[name], marker="o" if name == "trpo" else "", markersize=3)
+        style["linestyle"] = "--" if name == "vanilla_pg" else "-"
         left.plot(*places.T, label=name, **style)
         actual, promise, distance = landscape(problem, policy, places)
         right.plot(distance[1:], actual[1:], label=f"{name}, J(θ)", **style)
         if name == "is_pg":
-            right.plot(distance[1:], promise[1:], "--", color=ORANGE, label=f"{name}, promised")
+            right.plot(distance[1:], promise[1:], ":", color=ORANGE, label=f"{name}, promised")
         furthest, best = np.array([distance[-1], actual.max()])
         print(f"{name}: J from {actual[0]:.3f}, at best {best:.3f}, in the end {actual[-1]:.3f}; ")
         print(f"  the batch of φ promised {promise[-1]:.3f}; KL of the end {furthest:.3g}")

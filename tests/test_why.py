@@ -1,0 +1,238 @@
+"""The figures and tables of docs/why_the_ratio.md are of what they say."""
+
+import contextlib
+import io
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+
+import is_pg
+import ppo
+import vanilla_pg
+from tools import exact, plot, why
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = (ROOT / "docs" / "why_the_ratio.md").read_text()
+ARGS = why.Args(output=str(ROOT / "docs" / "why"), results=str(ROOT / "docs" / "results"))
+
+
+def printed(figure):
+    """The table that the tool prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        why.MAKERS[figure](pyplot, ARGS)
+    pyplot.close("all")
+    return [line for line in out.getvalue().splitlines() if line.startswith("|")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("figure", ["reuse", "update", "weights"])
+def test_tables_of_the_document(figure):
+    table = printed(figure)
+    assert len(table) > 3
+    assert "\n".join(table) in DOCUMENT, f"python -m tools.why {figure} prints another table"
+
+
+def test_what_the_document_names_is_there():
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/*.py"))
+    code = "".join(path.read_text() for path in ROOT.glob("*.py"))
+    names = set(re.findall(r"`(\w+)`", DOCUMENT))
+    assert len(names) > 15
+    for name in names - {"step", "trajectory"}:
+        assert f"def {name}(" in tests + code, name
+    lines = [line for line in DOCUMENT.splitlines() if re.match("    .* = .*[(]|    if ", line)]
+    quoted = [line.strip() for line in lines if not re.search("[=≈] E", line)]
+    assert len(quoted) == 5
+    for line in quoted:
+        assert line in code, line
+    for target in re.findall(r"\]\(([\w/.]+)\)", DOCUMENT):
+        assert (ROOT / "docs" / target).exists(), target
+    commands = re.findall(r"python -m tools\.why (\w+)", DOCUMENT)
+    assert set(commands) == set(why.FIGURES) - {"table1"}
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_slopes(advantage):
+    """∂(log ρ A)/∂ρ = A/ρ, ∂(ρ A)/∂ρ = A, and 0 where the clip cuts a gain off."""
+    ratios = torch.tensor([0.3, 0.79, 0.81, 1.0, 1.19, 1.21, 1.9]).double()
+    flat = [4, 6] if advantage > 0 else [-1, 1]  # of the places 0 … 6: 5, 6 or 0, 1
+    clipped = [0 if flat[0] < i <= flat[1] else advantage for i in range(7)]
+    for script, expected in [
+        (vanilla_pg, advantage / ratios),
+        (is_pg, torch.full_like(ratios, advantage)),
+        (ppo, torch.tensor(clipped).double()),
+    ]:
+        actual = why.slopes(script, ratios, advantage)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_second_moments_by_enumeration():
+    rng = np.random.default_rng(3)
+    moves, start = rng.dirichlet(np.ones(2), (2, 3)), np.array([0.3, 0.7])
+    old, new = rng.dirichlet(np.ones(3), (2, 2))
+    expected = np.zeros(3)
+    for states in itertools.product(range(2), repeat=3):
+        for actions in itertools.product(range(3), repeat=3):
+            chance, weight = start[states[0]], 1.0
+            for t, (s, a) in enumerate(zip(states, actions)):
+                chance *= old[s, a] * (moves[s, a, states[t + 1]] if t < 2 else 1)
+                weight *= new[s, a] / old[s, a]
+            expected[2] += chance * weight**2
+    for s, a in itertools.product(range(2), range(3)):
+        expected[0] += start[s] * new[s, a] ** 2 / old[s, a]
+        for s2, a2 in itertools.product(range(2), range(3)):
+            chance = start[s] * old[s, a] * moves[s, a, s2] * old[s2, a2]
+            expected[1] += chance * (new[s, a] / old[s, a] * new[s2, a2] / old[s2, a2]) ** 2
+    moments = why.second_moments(start, old, new, moves, 3)
+    np.testing.assert_allclose(moments, expected, rtol=1e-12)
+    # By hand: one state, φ = (1/2, 1/2), θ = (1/4, 3/4): E[ρ²] = 2 (1/16 + 9/16) = 5/4
+    one = np.array([1.0]), np.array([[0.5, 0.5]]), np.array([[0.25, 0.75]]), np.ones((1, 2, 1))
+    np.testing.assert_allclose(why.second_moments(*one, 4), 1.25 ** np.arange(1, 5))
+
+
+def test_the_product_of_one_path_is_exact_on_average(double_precision):
+    """E_φ[ W_t | s_t, a_t ] is the ratio of the visits of θ and φ; the end of the sentence."""
+    problem = exact.Problem(5, 1.0)
+    old, new = problem.old_policy(), problem.old_policy()
+    new.logits.data += torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3)))
+    batch = problem.batch(np.zeros((exact.HORIZON, exact.STATES + 1)))
+    with torch.no_grad():
+        log_ratio = new(batch.obs).log_prob(batch.actions) - old(batch.obs).log_prob(batch.actions)
+        args = is_pg.Args(weighting="trajectory")
+        weights, _ = is_pg.weighted_advantages(log_ratio, batch, args)
+        visits = [problem.visits(p.probs())[..., None] * p.probs() for p in (new, old)]
+    times = torch.from_numpy(problem.paths().times[problem.paths().valid])
+    seen = 0
+    for t, s, a in itertools.product(range(exact.HORIZON), range(exact.STATES), range(3)):
+        here = (times == t) & (batch.obs == s) & (batch.actions == a)
+        if here.any():
+            seen += 1
+            ratio = visits[0][t, s, a] / visits[1][t, s, a]
+            torch.testing.assert_close(weights[here].mean(), ratio, rtol=0, atol=1e-10)
+    assert seen >= 20
+
+
+def test_batches_hold_paths_as_often_as_their_policy_takes_them(double_precision):
+    problem, policy = why.plane(4838)
+    policy.place.data = torch.tensor([1.0, -0.5])
+    batch = why.batch_of(problem, policy)
+    first = batch.obs == 0  # the state that all paths begin in; later visits have π too
+    counts = torch.bincount(batch.actions[first], minlength=3) / first.sum()
+    torch.testing.assert_close(counts, policy.probs()[0].detach(), rtol=0, atol=1e-3)
+    score = policy(batch.obs).log_prob(batch.actions) * batch.advantages
+    (estimate,) = torch.autograd.grad(score.mean(), policy.place)
+    (true,) = torch.autograd.grad(problem.expected_return(policy.probs()), policy.place)
+    direction = torch.nn.functional.cosine_similarity(estimate, true, dim=0)
+    assert direction > 0.999  # and its length is by how many steps an episode has
+
+
+def test_landscape(double_precision):
+    """J and its promise agree to first order at φ, where the KL is 0."""
+    problem, policy = why.plane(4838)
+    step = 1e-4
+    places = [(0, 0), (step, 0), (-step, 0), (0, step), (0, -step), (2.0, 1.0)]
+    returns, promised, kl = why.landscape(problem, policy, places)
+    assert returns[0] == pytest.approx(problem.expected_return(problem.old_policy().probs()).item())
+    assert (promised[0], kl[0]) == (pytest.approx(returns[0]), pytest.approx(0, abs=1e-12))
+    for i in (1, 3):
+        slopes = [(x[i] - x[i + 1]) / (2 * step) for x in (returns, promised)]
+        assert slopes[0] == pytest.approx(slopes[1], rel=1e-5)
+    assert kl[5] > 0.05
+    assert abs(promised[5] - returns[5]) > 0.05
+
+
+@pytest.mark.slow
+def test_what_the_document_says_of_the_plane(double_precision):
+    problem, policy = why.plane(4838)
+    for script in (vanilla_pg, is_pg):
+        returns, promised, _ = why.landscape(
+            problem, policy, why.walk(problem, policy, script, 150)
+        )
+        assert promised[-1] > promised[0] + 1
+        assert returns[-1] < returns[0] - 0.5
+    returns, _, _ = why.landscape(problem, policy, why.walk_within(problem, policy, 0.01, 4))
+    assert returns[-1] > returns[0] + 0.1
+
+
+class Fixed(torch.nn.Module):
+    def __init__(self, probs):
+        super().__init__()
+        self.probs = torch.tensor(probs)
+
+    def forward(self, obs):
+        return torch.distributions.Categorical(self.probs.expand(len(obs), -1))
+
+
+def test_measures_of_one_update(monkeypatch, double_precision):
+    """By hand: π_old = (1/2, 1/2), π = (1/4, 3/4); two steps of one episode, actions 0 and 1."""
+    monkeypatch.setattr(why.ppo, "make_envs", lambda *args: None)
+    monkeypatch.setattr(why.evaluate, "play", lambda *args: (np.array([3.0, 5.0]), None, None))
+    done = torch.tensor([[False], [True]])
+    obs, actions = torch.zeros(2, 1), torch.tensor([0, 1])
+    fields = obs, actions, torch.tensor([1.0, -1.0]), None, None, ~done | done, done, []
+    old_dist = Fixed([0.5, 0.5])(obs)
+    measures = why.look_at(Fixed([0.25, 0.75]), ppo.Batch(*fields), old_dist, None, 1)
+    expected = dict(ratio_mean=1.0, ratio_max=1.5, surrogate=(0.5 - 1.5) / 2)
+    expected |= {"return": 4.0, "ess": 1 / ((0.25 + 2.25) / 2)}
+    paths = np.array([0.5, 0.5 * 1.5])
+    expected |= dict(path_ess=paths.mean() ** 2 / (paths**2).mean())
+    expected |= dict(kl=0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75))
+    assert {k: float(x) for k, x in measures.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_caught_batch_is_that_of_the_iteration():
+    policy, batch, old_dist, args = why.catch("CartPole-v1", 2, seed=3)
+    assert args.seed == 3
+    assert len(batch.obs) <= 2048
+    with torch.no_grad():  # the policy is the one that acted, and not that of the start
+        assert torch.equal(policy(batch.obs).logits, old_dist.logits)
+    assert not torch.equal(why.catch("CartPole-v1", 1, seed=3)[1].obs, batch.obs)
+    assert ppo.update_policy.__module__ == "ppo"
+
+
+def test_scores():
+    """0 is the random policy, 1 the best end; by hand."""
+
+    def run(*ends):
+        return np.array([*zip((0, 100), ends)], [("step", float), ("return_last100", float)])
+
+    runs = {
+        "A": {"ppo": [run(0, 30), run(0, 20)], "trpo": [run(10, 50)]},
+        "B": {"ppo": [run(-8, -5)], "trpo": [run(-9, -4)], "extra": [run(0, 0)]},
+        "C": {"ppo": [run(0, 1)]},
+    }
+    random_runs = {"A": {"x": [run(0, 8), run(0, 12)]}, "B": {"x": [run(0, -10)]}}
+    envs, scores = plot.scores_of(runs, random_runs, "return_last100", points=2)
+    assert envs == ["A", "B"]
+    assert list(scores) == ["trpo", "ppo"]  # extra is not in A; in the order of the scripts
+    best = 0  # of B: extra counts for it
+    expected = [[[-10 / 40, 20 / 40], [(-8 + 10) / (best + 10), (-5 + 10) / (best + 10)]]]
+    np.testing.assert_allclose(scores["ppo"], expected)  # one run of each: B has no more
+    np.testing.assert_allclose(scores["trpo"][0, 0], [0, 1])
+
+
+def test_interquartile_mean_and_interval_are_those_of_rliable():
+    from rliable import metrics
+
+    scores = np.random.default_rng(0).normal(size=(10, 3, 4))
+    expected = [metrics.aggregate_iqm(scores[..., t]) for t in range(4)]
+    np.testing.assert_allclose(plot.interquartile_mean(scores), expected)
+    middle, (low, high) = plot.estimate(scores)
+    np.testing.assert_allclose(middle, expected)
+    assert (low < middle).all()
+    assert (middle < high).all()
+    again = plot.estimate(scores)[1]
+    np.testing.assert_array_equal(again, [low, high])  # the bootstrap has a seed
+    one = scores[:1, :1]
+    np.testing.assert_allclose(plot.estimate(one)[1], [one[0, 0], one[0, 0]])
+
+
+def test_figures_are_committed_and_shown():
+    for figure in set(why.FIGURES) - {"table1"}:
+        assert f"](why/{figure}.png)" in DOCUMENT
+        assert (ROOT / "docs" / "why" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")

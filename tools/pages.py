@@ -1,0 +1,46 @@
+"""Write the tables of the pages anew, by the commands that stand above them in comments.
+
+Run: python -m tools.pages
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tools import fail
+
+PAGES = ["README.md", "docs/results/README.md", "docs/why_the_ratio.md"]
+TABLE = re.compile(r"<!-- python (-m tools\.[^>]*?) -->\n\n(\|.*\n)*")
+
+
+@dataclass
+class Args:
+    pages: Annotated[list[str], tyro.conf.Positional]  # pages to go through; all if none is named
+
+
+def table(match):
+    """The comment, and the lines of what its command prints that belong to a table."""
+    done = subprocess.run([sys.executable, *shlex.split(match[1])], capture_output=True, text=True)
+    if done.returncode:
+        fail(f"python {match[1]} failed: {done.stderr.strip()}", 1)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    return f"<!-- python {match[1]} -->\n\n" + "".join(f"{line}\n" for line in lines)
+
+
+def main(args):
+    for page in args.pages or PAGES:
+        if not Path(page).is_file():
+            fail(f"there is no page {page}: run it in the project's folder")
+        text, count = TABLE.subn(table, Path(page).read_text())
+        Path(page).write_text(text)
+        print(f"{page}: {count} tables")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
