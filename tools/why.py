@@ -181,20 +181,18 @@ def step(script, policy, batch, old_dist, epochs, options):
 
 
 def read_update(path):
-    """{environment: {script: {measure: (batches, epochs + 1)}}}"""
+    """{environment: {script: {measure: (batches, epochs + 1)}}}, and how the return has changed."""
     found = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
             series = found.setdefault(row["env"], {}).setdefault(row["script"], {})
             for name in MEASURED:
                 series.setdefault(name, {}).setdefault(row["seed"], []).append(float(row[name]))
-    return {
-        env: {
-            script: {name: np.array([*by_seed.values()]) for name, by_seed in series.items()}
-            for script, series in scripts.items()
-        }
-        for env, scripts in found.items()
-    }
+    for scripts in found.values():
+        for series in scripts.values():
+            series |= {name: np.array([*by_seed.values()]) for name, by_seed in series.items()}
+            series["gain"] = series["return"] - series["return"][:, :1]
+    return found
 
 
 def update(pyplot, args):
@@ -209,7 +207,7 @@ def update(pyplot, args):
         "ess": "effective sample size of ρ",
         "kl": "E[ KL(π_old ‖ π) ]",
         "surrogate": "surrogate, E[ ρ A ]",
-        "return": "return of 10 fresh episodes",
+        "gain": "return, less that of π_old",
     }
     figure, grid = pyplot.subplots(
         len(found), 6, figsize=(20, 3.6 * len(found)), layout="constrained"
