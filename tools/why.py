@@ -30,7 +30,7 @@ from tools import evaluate, exact, fail, plot
 
 BLUE, ORANGE, GREEN, RED = "C0", "C1", "C2", "C3"
 COLORS = {"vanilla_pg": BLUE, "is_pg": ORANGE, "trpo": GREEN, "ppo": RED}
-FIGURES = "reuse", "update", "weights", "clip", "region", "table1"
+FIGURES = "reuse", "update", "weights", "clip", "region", "table1", "published"
 
 
 @dataclass
@@ -491,7 +491,33 @@ def table1(pyplot, args):
         print(f"| {name} | {middle:.2f} ({low:.2f} to {high:.2f}) | {there} |")
 
 
-MAKERS = dict(reuse=reuse, update=update, weights=weights, clip=clip, region=region, table1=table1)
+# What others report
+
+
+PUBLISHED = {  # mean ± standard deviation after 1M steps: CleanRL's PPO (v4), sb3-contrib's TRPO
+    "HalfCheetah-v5": ("1,443 ± 46", "1,803 ± 46"),
+    "Hopper-v5": ("2,383 ± 272", "3,372 ± 215"),
+    "Walker2d-v5": ("2,288 ± 572", "4,502 ± 234"),
+    "Swimmer-v5": ("", "359 ± 2"),
+}
+
+
+def published(pyplot, args):
+    """What the runs of the benchmark end with, beside what others report of theirs."""
+    runs = plot.read_runs([f"{args.results}/benchmark"], "return_last100")
+    print("| environment | `ppo.py` | CleanRL PPO | `trpo.py` | sb3-contrib TRPO |")
+    print("|---|---|---|---|---|")
+    for env, theirs in PUBLISHED.items():
+        cells = [env]
+        for script, reported in zip(("ppo", "trpo"), theirs):
+            ends = [rows["return_last100"][-1] for rows in runs[env][script]]
+            ours = f"{np.mean(ends):,.0f} ± {np.std(ends):,.0f} ({len(ends)})" if ends else ""
+            cells += [ours, reported]
+        print(f"| {' | '.join(cells)} |")
+
+
+MAKERS = dict(reuse=reuse, update=update, weights=weights, clip=clip, region=region)
+MAKERS |= dict(table1=table1, published=published)
 
 
 def main(args):
