@@ -58,10 +58,14 @@ def reuse(*step_sizes):
     return [*vanilla, *weighted, "trpo", "ppo", f"ppo --policy-lr {step_sizes[-1]}"]
 
 
+def weightings(step_size):
+    """The same ten steps with each kind of importance weight."""
+    options = f"is_pg --num-steps 256 --policy-lr {step_size} --policy-epochs 10 --weighting"
+    return [f"{options} {weighting}" for weighting in ("step", "trajectory", "per-decision")]
+
+
 CONSTRAINTS = ["ppo --clip-eps 0.1", "ppo --clip-eps 0.3", "ppo --clip-eps inf"]
 CONSTRAINTS += ["trpo --max-kl 0.003", "trpo --max-kl 0.03"]
-WEIGHTED = "is_pg --num-steps 256 --policy-lr 3e-3 --policy-epochs 10 --weighting"
-WEIGHTINGS = ["step", "trajectory", "per-decision"]
 SUITES = {  # scripts, environments, number of seeds
     "benchmark": [(FOUR, CLASSIC, 5), (FOUR, MUJOCO, 3)],
     "random": [(["vanilla_pg --policy-lr 0 --value-epochs 1"], RANDOM, 3)],
@@ -70,7 +74,10 @@ SUITES = {  # scripts, environments, number of seeds
         (reuse("3e-3", "1e-2"), ["CartPole-v1"], 10),
         (reuse("1e-3", "3e-3"), ["HalfCheetah-v5 --total-steps 300000"], 10),
     ],
-    "weightings": [([f"{WEIGHTED} {name}" for name in WEIGHTINGS], ["CartPole-v1"], 10)],
+    "weightings": [
+        (weightings("3e-3"), ["CartPole-v1"], 10),
+        (weightings("1e-3"), ["HalfCheetah-v5 --total-steps 300000"], 5),
+    ],
     "others": [(["trpo", "ppo"], OTHERS, 3), (["ppo"], [PONG], 1)],
 }
 PACKAGES = ["torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "minigrid"]
