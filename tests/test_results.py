@@ -18,6 +18,7 @@ RESULTS = ROOT / "docs" / "results"
 PAGES = {
     "benchmark": (ROOT / "README.md").read_text(),
     "others": (RESULTS / "README.md").read_text(),
+    "weightings": (ROOT / "docs" / "why_the_ratio.md").read_text(),
 }
 RUNS = {name: plot.read_runs([str(RESULTS / name)], "return_last100") for name in PAGES}
 FREE = {"seed", "run_dir", "resume"}  # options in which runs of one command may differ
@@ -39,8 +40,8 @@ SUITES = [suite for suite in sweep.SUITES if (RESULTS / suite / "runs.csv").exis
 @pytest.mark.parametrize("suite", PAGES)
 def test_table(suite):
     text = plot.table(RUNS[suite], "return_last100")
-    assert len(text.splitlines()) > 5
-    assert text in PAGES[suite], "see docs/results/README.md for the command that prints it"
+    assert len(text.splitlines()) > 3
+    assert text in PAGES[suite], "python -m tools.pages writes the tables anew"
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -16,7 +16,7 @@ import tyro
 from tools import fail
 
 PAGES = ["README.md", "docs/results/README.md", "docs/why_the_ratio.md"]
-TABLE = re.compile(r"<!-- python (-m tools\.[^>]*?) -->\n\n(\|.*\n)*")
+TABLE = re.compile(r"<!-- python (-m tools\.[^>]*?) -->\n\n(\|.*\n)*\n*")
 
 
 @dataclass
@@ -30,7 +30,7 @@ def table(match):
     if done.returncode:
         fail(f"python {match[1]} failed: {done.stderr.strip()}", 1)
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    return f"<!-- python {match[1]} -->\n\n" + "".join(f"{line}\n" for line in lines)
+    return f"<!-- python {match[1]} -->\n\n" + "".join(f"{line}\n" for line in lines) + "\n"
 
 
 def main(args):

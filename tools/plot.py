@@ -28,7 +28,7 @@ REPS = 4000  # of the bootstrap; with three runs fewer make the band's edge flic
 @dataclass
 class Args:
     run_dirs: Annotated[list[str], tyro.conf.Positional]  # runs, or folders with runs inside
-    output: str = "curves.png"  # picture to write
+    output: str = "curves.png"  # picture to write, if not empty
     column: str = "return_last100"  # column of metrics.csv to draw
     bar: float = math.nan  # also print after how many steps, and 100 episodes, runs reach this
     table: bool = False  # also print what runs end with as a table, in Markdown
@@ -226,9 +226,10 @@ def main(args):
         axes = figure.add_subplot(math.ceil(len(runs) / columns), columns, number)
         drawn = defaultdict(int)
         for label in sorted(labels, key=place):
+            dash = ["-", "--", ":", "-."][drawn[place(label)] % 4]
             drawn[place(label)] += 1
-            dash = ["-", "--", ":", "-."][(drawn[place(label)] - 1) % 4]
-            draw(axes, labels[label], args.column, label, dash)
+            if args.output:
+                draw(axes, labels[label], args.column, label, dash)
             sentences = [last(labels[label], args.column)]
             if not math.isnan(args.bar):
                 sentences.append(steps_to_reach(labels[label], args.column, args.bar))
@@ -236,12 +237,14 @@ def main(args):
         axis = LABELS.get(args.column, args.column.replace("_", " "))
         axes.set(title=env, xlabel="environment steps", ylabel=axis)
         axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
-        axes.legend(title="interquartile mean, 95 %", frameon=False, fontsize="small")
-    figure.savefig(args.output, dpi=150)
+    if args.output:
+        for axes in figure.axes:
+            axes.legend(title="interquartile mean, 95 %", frameon=False, fontsize="small")
+        figure.savefig(args.output, dpi=150)
+        print(f"plot: {args.output}")
     pyplot.close(figure)
     if args.table:
         print(table(runs, args.column))
-    print(f"plot: {args.output}")
     if args.profiles:
         random_runs = read_runs([args.random], args.column)
         if not set(runs) & set(random_runs):
