@@ -96,7 +96,7 @@ def steps_to_reach(runs, column, bar):
 
 def table(runs, column):
     """Median and range of what the runs end with: a row for each environment, in Markdown."""
-    labels = sorted({label for labels in runs.values() for label in labels}, key=place)
+    labels = sorted({label for labels in runs.values() for label in labels}, key=order)
     lines = [["environment", "steps", *(f"`{label}`" for label in labels)]]
     lines.append(["---"] * len(lines[0]))
     for env, series in runs.items():
@@ -110,6 +110,10 @@ def place(label):
     """Where a line stands in the order of the scripts."""
     script = label.split()[0]
     return [*ORDER, script].index(script)
+
+
+def order(label):
+    return place(label), label
 
 
 def interpolate(runs, column, points=200):
@@ -171,7 +175,7 @@ def scores_of(runs, random_runs, column, points=101):
     envs = [env for env in runs if env in random_runs]
     labels = [label for label in runs[envs[0]] if all(label in runs[env] for env in envs)]
     scores = {}
-    for label in sorted(labels, key=place):
+    for label in sorted(labels, key=order):
         count = min(len(runs[env][label]) for env in envs)
         scores[label] = np.empty((count, len(envs), points))
         for i, env in enumerate(envs):
@@ -225,7 +229,7 @@ def main(args):
     for number, (env, labels) in enumerate(runs.items(), 1):
         axes = figure.add_subplot(math.ceil(len(runs) / columns), columns, number)
         drawn = defaultdict(int)
-        for label in sorted(labels, key=place):
+        for label in sorted(labels, key=order):
             dash = ["-", "--", ":", "-."][drawn[place(label)] % 4]
             drawn[place(label)] += 1
             if args.output:
