@@ -90,14 +90,16 @@ def test_a_sweep_and_its_second_half(tmp_path):
 def test_long_curves_keep_every_kth_row_and_all_episodes(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "MOST_ROWS", 3)
     (tmp_path / "config.json").write_text("{}")
-    rows = [f"{10 * i},{i},x,{i}.5,{i}" for i in range(1, 8)]  # 7 rows, three to one
+    rows = [
+        f"{10 * i},{i},x,{i}.5,{i}" for i in range(1, 9)
+    ]  # three to one, the last is kept
     header = "step,episodes,other,return_last100,seconds"
     (tmp_path / "metrics.csv").write_text("\n".join([header, *rows]) + "\n")
     last = sweep.keep(tmp_path, tmp_path / "kept")
     assert (tmp_path / "kept" / "metrics.csv").read_text() == (
-        "step,episodes,return_last100\n10,1,1.5\n40,9,4.5\n70,18,7.5\n"
+        "step,episodes,return_last100\n20,3,2.5\n50,12,5.5\n80,21,8.5\n"
     )
-    assert last == dict(step="70", return_last100="7.5", seconds="7", episodes=28)
+    assert last == dict(step="80", return_last100="8.5", seconds="8", episodes=36)
 
 
 @pytest.mark.slow

@@ -144,6 +144,11 @@ def test_landscape(double_precision):
         slopes = [(x[i] - x[i + 1]) / (2 * step) for x in (returns, promised)]
         assert slopes[0] == pytest.approx(slopes[1], rel=1e-5)
     assert kl[5] > 0.05
+    batch, old = why.batch_of(problem, policy), problem.old_policy()
+    policy.place.data = torch.tensor(places[5])
+    with torch.no_grad():
+        each = torch.distributions.kl_divergence(old(batch.obs), policy(batch.obs))
+    assert kl[5] == pytest.approx(each.mean().item())
     assert abs(promised[5] - returns[5]) > 0.05
 
 
@@ -186,14 +191,19 @@ def test_measures_of_one_update(monkeypatch, double_precision):
     assert {k: float(x) for k, x in measures.items()} == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_caught_batch_is_that_of_the_iteration():
+def test_a_caught_batch_is_that_of_the_iteration(monkeypatch, tmp_path):
     policy, batch, old_dist, args = why.catch("CartPole-v1", 2, seed=3)
     assert args.seed == 3
     assert len(batch.obs) <= 2048
     with torch.no_grad():  # the policy is the one that acted, and not that of the start
         assert torch.equal(policy(batch.obs).logits, old_dist.logits)
-    assert not torch.equal(why.catch("CartPole-v1", 1, seed=3)[1].obs, batch.obs)
     assert ppo.update_policy.__module__ == "ppo"
+    seen, update = [], ppo.update_policy
+    spy = lambda *args: seen.append(args[2].obs) or update(*args)  # noqa: E731
+    monkeypatch.setattr(ppo, "update_policy", spy)
+    options = dict(total_steps=4000, anneal_lr=False, run_dir=str(tmp_path / "run"), seed=3)
+    ppo.main(ppo.Args(**options))
+    torch.testing.assert_close(seen[0], why.catch("CartPole-v1", 1, seed=3)[1].obs)
 
 
 def test_scores():
