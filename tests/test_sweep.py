@@ -90,9 +90,7 @@ def test_a_sweep_and_its_second_half(tmp_path):
 def test_long_curves_keep_every_kth_row_and_all_episodes(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "MOST_ROWS", 3)
     (tmp_path / "config.json").write_text("{}")
-    rows = [
-        f"{10 * i},{i},x,{i}.5,{i}" for i in range(1, 9)
-    ]  # three to one, the last is kept
+    rows = [f"{10 * i},{i},x,{i}.5,{i}" for i in range(1, 9)]  # three to one, the last is kept
     header = "step,episodes,other,return_last100,seconds"
     (tmp_path / "metrics.csv").write_text("\n".join([header, *rows]) + "\n")
     last = sweep.keep(tmp_path, tmp_path / "kept")
