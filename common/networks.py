@@ -131,7 +131,7 @@ HEADS |= {spaces.MultiBinary: BernoulliHead, spaces.Box: GaussianHead}
 
 
 class MLP(nn.Module):
-    """Two tanh layers and a linear one, on normalised observations; orthogonal weights."""
+    """Two tanh layers and a linear one, on normalized observations; orthogonal weights."""
 
     def __init__(self, normalizer, hidden_size, num_outputs, output_gain):
         super().__init__()

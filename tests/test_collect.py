@@ -31,7 +31,7 @@ class Counting(gym.Env):
 
 
 class CountingVector(gym.vector.VectorEnv):
-    """The same, vectorised by hand; its observations are one array that each step overwrites."""
+    """The same, vectorized by hand; its observations are one array that each step overwrites."""
 
     single_observation_space = Counting.observation_space
     single_action_space = Counting.action_space

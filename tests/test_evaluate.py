@@ -27,7 +27,7 @@ class Known(gym.Env):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run whose policy likes action 1 by the number 64 tanh(tanh(z)) − 30, z the normalised obs.
+    """A run whose policy likes action 1 by the number 64 tanh(tanh(z)) − 30, z the normalized obs.
 
     With the saved moments z is 1: the number is 11. Without them z is −1; with moments that go on
     moving z falls, and so does the number.

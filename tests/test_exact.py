@@ -434,8 +434,8 @@ def test_undamped_step_is_the_natural_gradient(problem, max_kl):
     gradient = (weights * advantages / steps).flatten()
     gain = gradient @ step[:STATES].flatten()
     for other in torch.randn(100, STATES, ACTIONS):
-        centred = other - (probs[:STATES] * other).sum(1, keepdim=True)
-        scale = math.sqrt(2 * max_kl / ((weights * centred**2).sum() / steps))
+        centered = other - (probs[:STATES] * other).sum(1, keepdim=True)
+        scale = math.sqrt(2 * max_kl / ((weights * centered**2).sum() / steps))
         assert gradient @ (scale * other).flatten() < gain
 
 

@@ -1,4 +1,4 @@
-"""GAE, reward scaling and normalisation, against definitions, by hand, and the whole history."""
+"""GAE, reward scaling and normalization, against definitions, by hand, and the whole history."""
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -37,9 +37,9 @@ def test_gae_by_hand(terminated, truncated, gae_lambda, expected):
     rewards, values = np.c_[REWARDS, [0, 0, 4]], np.c_[VALUES, [0, 0, 0, 0]]
     terminated = np.c_[terminated, NEVER]
     done = terminated | np.c_[truncated, NEVER]
-    neighbour = [gae_lambda**2, 2 * gae_lambda, 4]
+    neighbor = [gae_lambda**2, 2 * gae_lambda, 4]
     advantages = gae(rewards, values, terminated, done, 0.5, gae_lambda)
-    assert_allclose(advantages, np.c_[expected, neighbour])
+    assert_allclose(advantages, np.c_[expected, neighbor])
 
 
 def test_gae_around_the_dummy_step():

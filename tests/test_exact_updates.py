@@ -388,7 +388,7 @@ def test_fisher_vector_product(case, damping, monkeypatch):
 
 @pytest.mark.parametrize(("max_kl", "damping"), [(0.01, 0.1), (1.0, 0.01), (1.0, 0.001)])
 def test_trust_region_step(case, max_kl, damping):
-    """s maximises gᵀs on ½ sᵀ(F + damping I)s = δ; the longest fraction that will do is taken."""
+    """s maximizes gᵀs on ½ sᵀ(F + damping I)s = δ; the longest fraction that will do is taken."""
     gradient = policy_gradient(case, case.batch.advantages)
     matrix = fisher(case.policy, case.batch.obs) + damping * torch.eye(len(gradient))
     full_step = torch.linalg.solve(matrix, gradient)

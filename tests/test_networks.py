@@ -1,4 +1,4 @@
-"""Distributions, samples and normalisation, against enumeration, closed forms, SciPy and NumPy."""
+"""Distributions, samples and normalization, against enumeration, closed forms, SciPy and NumPy."""
 
 import copy
 import itertools

@@ -206,7 +206,7 @@ def state_after(run_dir, **options):
 def test_options_reach_what_they_are_for(tmp_path):
     state = state_after(tmp_path / "defaults")
     policy, value = state["policy"], state["value"]
-    for name in ("mean", "std", "count"):  # one normaliser, of the real steps
+    for name in ("mean", "std", "count"):  # one normalizer, of the real steps
         assert torch.equal(policy[f"net.normalizer.{name}"], value[f"net.normalizer.{name}"])
     assert policy["net.normalizer.count"] == state["progress"][1] > 0
     assert policy["net.normalizer.mean"].abs().min() > 0

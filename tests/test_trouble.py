@@ -57,7 +57,7 @@ CASES = {
 }
 OPTIONS = {
     "as they are": {},
-    "not normalised": dict(normalize_obs=False, normalize_rewards=False),
+    "not normalized": dict(normalize_obs=False, normalize_rewards=False),
     "continuous": {},
 }
 

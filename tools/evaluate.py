@@ -85,7 +85,7 @@ def main(args):
         if args.video:
             wrappers, options = [film], dict(vectorization_mode="sync", render_mode="rgb_array")
             if "ALE/" in trained.env_id and not trained.wrappers:
-                # What Atari's own vectorised environment does to the frames, which it cannot film
+                # What Atari's own vectorized environment does to the frames, which it cannot film
                 stack, height, width = space.shape
                 kwargs = json.loads(trained.env_kwargs)
                 for name in kwargs.keys() & {"img_height", "img_width", "stack_num"}:

@@ -117,14 +117,14 @@ def order(label):
 
 
 def interpolate(runs, column, points=200):
-    """Steps, (T,), and the values of the runs there, (R, T): NaN before and after a run."""
-    end = max(rows["step"][-1] for rows in runs)
+    """Steps, (T,), and the runs' values, (R, T): NaN until all have one, and after a run's end."""
+    begin, end = (max(rows["step"][i] for rows in runs) for i in (0, -1))
     grid, curves = np.linspace(0, end, points), []
     for rows in runs:
         # Runs of the same length differ by a few steps: not a reason to leave one out at the end
         right = rows[column][-1] if rows["step"][-1] > 0.98 * end else np.nan
-        curves.append(np.interp(grid, rows["step"], rows[column], left=np.nan, right=right))
-    return grid, np.array(curves)
+        curves.append(np.interp(grid, rows["step"], rows[column], right=right))
+    return grid, np.where(grid >= begin, curves, np.nan)
 
 
 def interquartile_mean(scores):

@@ -5,7 +5,7 @@ Run: python -m tools.speed --output docs/speed.csv
 At each setting ours, the other and the environment alone (random actions) take turns, A B C A B C
 …, so that all see the same machine; every run has a process of its own, one thread and, where the
 system can, one core. Environments, steps, epochs, minibatches and networks are the same. The
-others do less: they neither normalise observations nor scale rewards. Steps per second are those
+others do less: they neither normalize observations nor scale rewards. Steps per second are those
 after the first iteration; the seconds to its end begin with the process, imports and all.
 """
 
