@@ -270,10 +270,11 @@ def test_plot(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_names_are_no_formulas_in_a_plot(tmp_path):
+@pytest.mark.parametrize("name", [r"$\nonsense$", "", 5])
+def test_a_plot_takes_any_name_as_it_is(name, tmp_path):
     train("ppo", tmp_path / "run", total_steps=500)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"script": r"$\nonsense$"}))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"script": name}))
     plot.main(plot.Args([str(tmp_path)], str(tmp_path / "curves.png")))
     assert (tmp_path / "curves.png").exists()
 

@@ -49,7 +49,7 @@ def read_runs(run_dirs, column):
             continue
         try:
             config = json.loads(path.with_name("config.json").read_text())
-            script, options = config["script"], config["args"]
+            script, options = str(config["script"]), config["args"]
             kwargs = options.get("env_kwargs", "{}")  # a run of other options is of another kind
             env = options["env_id"] + (f" {kwargs}" if kwargs != "{}" else "")
             rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)  # an empty cell is NaN
@@ -108,7 +108,7 @@ def table(runs, column):
 
 def place(label):
     """Where a line stands in the order of the scripts."""
-    script = label.split()[0]
+    script = label.partition(" ")[0]
     return [*ORDER, script].index(script)
 
 
