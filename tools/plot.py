@@ -143,6 +143,8 @@ def estimate(scores, statistic=interquartile_mean):
     """A statistic, (T,), and its interval, (2, T), of scores, (R, tasks, T)."""
     from rliable import library
 
+    if len(scores) == 1:  # of one run nothing can be said
+        return statistic(scores), np.array([statistic(scores)] * 2)
     np.random.seed(0)  # noqa: NPY002, it is rliable's source
     middle, interval = library.get_interval_estimates({0: scores}, statistic, reps=REPS)
     return middle[0], interval[0]
