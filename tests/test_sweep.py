@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tyro
 
 from tools import plot, sweep
 
@@ -42,6 +44,12 @@ def test_runs_are_the_product():
         "CartPole-v1/ppo-clip-eps-0.1/seed2",
     ]
     assert len(runs) == len(set(runs)) == 8
+
+
+def test_the_help_names_the_suites(capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(sweep.Args, args=["--help"])
+    assert set(sweep.SUITES) <= set(re.findall(r"\w+", capsys.readouterr().out))
 
 
 @pytest.mark.parametrize("suite", sweep.SUITES)

@@ -247,3 +247,23 @@ def test_figures_are_committed_and_shown():
     for figure in set(why.FIGURES) - {"table1", "published"}:
         assert f"](why/{figure}.png)" in DOCUMENT
         assert (ROOT / "docs" / "why" / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("figure", "words"),
+    [("table1", "is_pg: python -m tools.sweep table1"), ("reuse", "python -m tools.sweep reuse")],
+)
+def test_runs_that_are_not_there(figure, words, tmp_path, capsys):
+    """Some runs of one script alone are there."""
+    for suite in ("benchmark", "random", "reuse"):
+        run = tmp_path / suite / "run"
+        run.mkdir(parents=True)
+        (run / "metrics.csv").write_text("step,episodes,return_last100\n10,1,5\n20,1,6\n")
+        (run / "config.json").write_text(
+            '{"script": "ppo", "args": {"env_id": "CartPole-v1", "policy_lr": 1}}'
+        )
+    with pytest.raises(SystemExit) as stop:
+        why.MAKERS[figure](pyplot, why.Args(results=str(tmp_path)))
+    pyplot.close("all")
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err

@@ -30,7 +30,7 @@ from tools import evaluate, exact, fail, plot
 
 BLUE, ORANGE, GREEN, RED = "C0", "C1", "C2", "C3"
 COLORS = {"vanilla_pg": BLUE, "is_pg": ORANGE, "trpo": GREEN, "ppo": RED}
-FIGURES = "reuse", "update", "weights", "clip", "region", "table1", "published"
+FIGURES = "reuse", "update", "weights", "clip", "region", "published", "table1"
 
 
 @dataclass
@@ -487,6 +487,8 @@ def table1(pyplot, args):
     _, scores = plot.scores_of(runs, random_runs, "return_last100")
     print("| algorithm | score (95 %) | in the paper |\n|---|---|---|")
     for name, (label, there) in TABLE1.items():
+        if label not in scores:
+            fail(f"not all tasks have runs of {label}: python -m tools.sweep table1 makes them")
         (middle,), ((low,), (high,)) = plot.estimate(scores[label][..., -1:], plot.mean)
         print(f"| {name} | {middle:.2f} ({low:.2f} to {high:.2f}) | {there} |")
 
