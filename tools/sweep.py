@@ -87,9 +87,7 @@ MOST_ROWS = 1000  # of a curve that is kept
 
 @dataclass
 class Args:
-    suite: Annotated[str, tyro.conf.Positional] = (
-        ""  # benchmark, random, table1, reuse, weightings or others
-    )
+    suite: tyro.conf.Positional[str] = ""  # benchmark, random, table1, reuse, weightings or others
     scripts: tuple[str, ...] = ()  # for a sweep of your own: trpo "ppo --clip-eps 0.1"
     envs: tuple[str, ...] = ()  # and so: CartPole-v1 "Hopper-v5 --total-steps 1000000"
     seeds: int = 3  # 1, 2, … so many
