@@ -141,6 +141,31 @@ def test_a_run_that_fails_is_said_and_tried_again(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "count"),
+    [("ppo.py: NaN or infinity at step 9: check", 1), ("ppo.py: disk failed", 0)],
+)
+def test_a_divergence_is_a_result_and_a_full_disk_is_not(words, count, tmp_path, monkeypatch):
+    def train(run, runs, children):
+        (runs / run.place).mkdir(parents=True)
+        (runs / run.place / "config.json").write_text("{}")
+        header = "step,episodes,return_last100,seconds"
+        (runs / run.place / "metrics.csv").write_text(f"{header}\n8,1,2.5,1\n")
+        return 1, words
+
+    monkeypatch.setattr(sweep, "train", train)
+    places = dict(results=str(tmp_path / "results"), runs=str(tmp_path / "runs"))
+    args = sweep.Args(scripts=("ppo",), envs=(SHORT,), seeds=1, **places)
+    if count:
+        sweep.main(args)
+        assert [row["exit_code"] for row in ledger(tmp_path)] == ["1"]
+    else:
+        with pytest.raises(SystemExit) as stop:
+            sweep.main(args)
+        assert stop.value.code == 1
+        assert not (tmp_path / "results" / "sweep" / "runs.csv").exists()
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["nonsense"], "there is no suite nonsense, only benchmark"),

@@ -184,11 +184,12 @@ def main(args):
             run, (code, words) = futures[future], future.result()
             print(f"{count}/{len(todo)}  {run.command}  ", end="")
             metrics = runs / results.name / run.place / "metrics.csv"
-            if code not in (0, 1) or not metrics.exists() or metrics.stat().st_size == 0:
+            diverged = code == 1 and "NaN or infinity at step" in words  # which is a result
+            if not (code == 0 or diverged) or not metrics.exists() or metrics.stat().st_size == 0:
                 failures += 1
                 print(f"FAILED, exit code {code}: {words}", flush=True)
                 continue
-            row = keep(metrics.parent, results / run.place)  # 1: it ended in NaN, which is a result
+            row = keep(metrics.parent, results / run.place)
             row |= dict(command=run.command, exit_code=code, versions=versions())
             print(f"return {float(row['return_last100'] or 'nan'):.1f}", flush=True)
             with open(ledger, "a", newline="") as file:

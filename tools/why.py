@@ -53,14 +53,13 @@ REUSE = {  # environment: small and large step size of Adam
 def reuse_lines(sizes, i):
     """{name in the figure: (name of the runs, style)} of the i-th row."""
     vanilla, size = "vanilla_pg --policy-lr {} --policy-epochs {}", sizes[i]
-    lines = {
+    return {
         "log π, 1 step": (vanilla.format(size, 1), dict(color=BLUE, dash="--")),
         "log π, 10 steps": (vanilla.format(size, 10), dict(color=BLUE)),
         "ρ, 10 steps": (f"is_pg --policy-lr {size}", dict(color=ORANGE)),
         "trpo": ("trpo", dict(color=GREEN)),
+        "ppo": (f"ppo --policy-lr {(0.0005, size)[i]}", dict(color=RED)),
     }
-    lines["ppo"] = (f"ppo --policy-lr {(0.0005, size)[i]}", dict(color=RED))
-    return lines
 
 
 def reuse(pyplot, args):
@@ -104,6 +103,7 @@ class Caught(Exception):
 def catch(env_id, iteration, seed):
     """Train with ppo.py up to an iteration. Returns policy, batch, old_dist and args of it."""
     original, count = ppo.update_policy, 0
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
 
     def update_policy(policy, optimizer, batch, old_dist, args):
         nonlocal count
@@ -122,8 +122,8 @@ def catch(env_id, iteration, seed):
         return caught.args
     finally:
         ppo.update_policy = original
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # not the script's any longer
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for signum, handler in handlers.items():  # not the script's any longer
+            signal.signal(signum, handler)
 
 
 @torch.no_grad()
@@ -451,9 +451,8 @@ def region(pyplot, args, seed=4838, max_kl=0.01):
         right.plot(distance[1:], actual[1:], label=f"{name}, J(θ)", **style)
         if name == "is_pg":
             right.plot(distance[1:], promise[1:], ":", color=ORANGE, label=f"{name}, promised")
-        furthest, best = np.array([distance[-1], actual.max()])
-        print(f"{name}: J from {actual[0]:.3f}, at best {best:.3f}, in the end {actual[-1]:.3f}; ")
-        print(f"  the batch of φ promised {promise[-1]:.3f}; KL of the end {furthest:.3g}")
+        print(f"{name}: J from {actual[0]:.3f}, at best {actual.max():.3f}, in the end", end=" ")
+        print(f"{actual[-1]:.3f}; the batch of φ promised {promise[-1]:.3f}; KL {distance[-1]:.3g}")
     left.set(xlim=(xs[0], xs[-1]), ylim=(ys[0], ys[-1]), xlabel="θ₁", ylabel="θ₂")
     left.set_title("shades: J(θ), dotted: what the batch of φ promises", fontsize=10)
     right.axvline(max_kl, color=GREEN, linewidth=1)
@@ -513,7 +512,8 @@ def published(pyplot, args):
         cells = [env]
         for script, reported in zip(("ppo", "trpo"), theirs):
             ends = [rows["return_last100"][-1] for rows in runs[env][script]]
-            ours = f"{np.mean(ends):,.0f} ± {np.std(ends):,.0f} ({len(ends)})" if ends else ""
+            ours = f"{np.mean(ends):,.0f}" if ends else ""
+            ours += f" ± {np.std(ends):,.0f} ({len(ends)})" if len(ends) > 1 else ""
             cells += [ours, reported]
         print(f"| {' | '.join(cells)} |")
 
