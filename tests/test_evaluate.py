@@ -1,5 +1,7 @@
 """tools.evaluate on episodes and a policy whose numbers are known."""
 
+import csv
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -91,3 +93,23 @@ def test_observations_are_clipped_as_in_training(run, capsys):
     torch.save(checkpoint, f"{run}/checkpoint.pt")
     evaluate.main(evaluate.Args(run, episodes=4, mode=True))
     assert "returns: 2 3 4 5\n" in capsys.readouterr().out
+
+
+def test_each_evaluation_adds_a_line_to_the_output(run, tmp_path, capsys):
+    output = tmp_path / "evaluated.csv"
+    evaluate.main(evaluate.Args(run, episodes=4, mode=True, output=str(output)))
+    evaluate.main(evaluate.Args(run, episodes=2, mode=True, output=str(output)))
+    with open(output, newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["env_id"], first["script"], first["seed"]) == ("Known-v0", "ppo", "1")
+    assert (first["step"], first["episodes"], first["actions"]) == (second["step"], "4", "mode")
+    assert first["step"] == str(ppo.load_checkpoint(run)["progress"][1])
+    assert (first["return_mean"], first["length_mean"]) == ("3.5", "3.5")
+    assert float(first["return_std"]) == pytest.approx(1.25**0.5)  # of 2 3 4 5
+    assert (second["episodes"], second["return_mean"], second["return_std"]) == ("2", "2.5", "0.5")
+
+
+def test_an_output_that_cannot_be_written_is_said(run, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(evaluate.Args(run, episodes=2, output=f"{run}/no/folder.csv"))
+    assert "cannot write" in capsys.readouterr().err

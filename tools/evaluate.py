@@ -3,6 +3,7 @@
 Run: python -m tools.evaluate runs/CartPole-v1/ppo/seed1 --episodes 20 --video
 """
 
+import csv
 import importlib
 import json
 import os
@@ -27,6 +28,7 @@ class Args:
     seed: int = 0  # of the environments and the actions
     max_steps: int = 10_000  # an episode that lasts longer is cut off there
     video: bool = False  # film one more episode, to RUN_DIR/video (pip install moviepy)
+    output: str = ""  # CSV that a line is added to, of what the episodes came to
 
 
 def load(run_dir):
@@ -109,11 +111,24 @@ def main(args):
         fail(f"cannot set up {trained.env_id}: {error}")
 
     returns, lengths, finished = play(envs, policy, args)
+    actions, mean, std = "mode" if args.mode else "sampled", returns.mean(), returns.std()
     print("returns:", " ".join(f"{x:.5g}" for x in returns))
     print(
-        f"{args.episodes} episodes, {'mode' if args.mode else 'sampled'} actions: "
-        f"return {returns.mean():.5g} ± {returns.std():.3g}, length {lengths.mean():.1f}"
+        f"{args.episodes} episodes, {actions} actions: "
+        f"return {mean:.5g} ± {std:.3g}, length {lengths.mean():.1f}"
     )
+    if args.output:
+        row = dict(env_id=trained.env_id, script=script.__name__, seed=trained.seed)
+        row |= dict(step=checkpoint["progress"][1], episodes=args.episodes, actions=actions)
+        row |= dict(return_mean=f"{mean:.9g}", return_std=f"{std:.9g}", length_mean=lengths.mean())
+        try:
+            with open(args.output, "a", newline="") as file:
+                writer = csv.DictWriter(file, row)
+                if file.tell() == 0:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            fail(f"cannot write {args.output}: {error}")
     if not finished.all():
         print(f"{(~finished).sum()} of them were cut off at --max-steps {args.max_steps}")
     if args.video:
