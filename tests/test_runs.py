@@ -287,6 +287,20 @@ def test_plots_keep_options_of_the_environment_apart(tmp_path):
     assert sorted(runs) == ["CartPole-v1", f"CartPole-v1 {kwargs}"]
 
 
+def test_plots_keep_runs_of_another_length_apart_and_take_a_run_once(tmp_path, capsys):
+    """With annealing a longer run is not the same one continued."""
+    train("ppo", tmp_path / "first", total_steps=500)
+    train("ppo", tmp_path / "second", total_steps=500, seed=2)
+    shutil.copytree(tmp_path / "first", tmp_path / "the_first_again")
+    train("ppo", tmp_path / "longer", total_steps=1100)
+    capsys.readouterr()
+    runs = plot.read_runs([str(tmp_path)], "return_last100")["CartPole-v1"]
+    found = {label: len(series) for label, series in runs.items()}
+    assert found == {"ppo --total-steps 500": 2, "ppo --total-steps 1100": 1}
+    said = f"{tmp_path / 'the_first_again'} is {tmp_path / 'first'} once more: left out"
+    assert said in capsys.readouterr().out
+
+
 def test_all_runs_of_a_length_count_to_the_end():
     kinds = [("step", float), ("return_last100", float)]
     ends = [(1000, 8), (990, 2), (500, 100)]  # two that are done, and one that is half done

@@ -64,6 +64,33 @@ def test_options_of_an_environment_are_in_its_folder_and_quoted():
     assert shlex.split(run.command)[5] == '{"is_slippery":false}'
 
 
+def test_the_commit_is_that_of_the_scripts(tmp_path, monkeypatch):
+    """And has a + where they are others than the commit's."""
+
+    def git(*words):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
+        done = subprocess.run(["git", *identity, *words], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert sweep.commit() == ""  # not in a repository
+    git("init")
+    (tmp_path / "common").mkdir()
+    for name in ("ppo.py", "common/networks.py", "README.md"):
+        (tmp_path / name).write_text("1\n")
+    git("add", ".")
+    git("commit", "-m", "1")
+    expected = f"commit {git('rev-parse', '--short', 'HEAD')}"
+    assert len(expected) >= 14
+    (tmp_path / "README.md").write_text("2\n")
+    assert sweep.commit() == expected
+    (tmp_path / "common/networks.py").write_text("2\n")
+    assert sweep.commit() == f"{expected}+"
+    monkeypatch.setenv("PATH", "")
+    assert sweep.commit() == ""  # no git
+
+
 @pytest.mark.slow
 def test_a_sweep_and_its_second_half(tmp_path):
     options = ["--scripts", "vanilla_pg", "ppo --clip-eps 0.1", "--envs", SHORT]
@@ -84,6 +111,7 @@ def test_a_sweep_and_its_second_half(tmp_path):
     assert row["return_last100"] == whole[-1]["return_last100"]
     assert int(row["episodes"]) == sum(int(r["episodes"]) for r in whole)
     assert f"python {sys.version.split()[0]}, torch 2" in row["versions"]
+    assert sweep.commit() in row["versions"]
     config = json.loads((curve / "config.json").read_text())
     assert (config["script"], config["args"]["clip_eps"]) == ("ppo", 0.1)
     # The command of the ledger, run by hand, gives the curve that was kept
@@ -171,6 +199,10 @@ def test_a_divergence_is_a_result_and_a_full_disk_is_not(words, count, tmp_path,
         (["nonsense"], "there is no suite nonsense, only benchmark"),
         ([], "name a suite (benchmark, "),
         (["benchmark", "--scripts", "ppo", "--envs", "CartPole-v1"], "name a suite"),
+        (
+            ["--scripts", "ppo", "--envs", SHORT, "CartPole-v1 --gamma 0.9"],
+            "CartPole-v1/ppo/seed1 would be the folder of two runs",
+        ),
         (["benchmark", "--jobs", "0"], "--jobs and --seeds must be at least 1"),
     ],
 )

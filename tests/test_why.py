@@ -227,6 +227,19 @@ def test_scores():
     np.testing.assert_allclose(scores["trpo"][0, 0], [0, 1])
 
 
+def test_a_run_that_ended_early_is_scored_by_its_last_value():
+    """As in the table: leaving it out would count the survivors alone."""
+
+    def run(steps, end):
+        return np.array([(0, 0), (steps, end)], [("step", float), ("return_last100", float)])
+
+    runs = {"A": {"ppo": [run(100, 40), run(100, 20), run(30, 8)]}}
+    random_runs = {"A": {"x": [run(100, 0)]}}
+    _, scores = plot.scores_of(runs, random_runs, "return_last100", points=3)
+    np.testing.assert_allclose(scores["ppo"][:, 0, -1], [1, 0.5, 0.2])
+    np.testing.assert_allclose(scores["ppo"][2, 0], [0, 0.2, 0.2])
+
+
 def test_interquartile_mean_and_interval_are_those_of_rliable():
     from rliable import metrics
 

@@ -20,7 +20,7 @@ from tools import fail
 
 ORDER = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 LABELS = {"return_last100": "return, mean of the last 100 episodes"}
-FREE = {"env_id", "env_kwargs", "seed", "total_steps", "run_dir", "resume", "checkpoint_interval"}
+FREE = {"env_id", "env_kwargs", "seed", "run_dir", "resume", "checkpoint_interval"}
 FREE |= {"device", "num_threads", "vectorization_mode", "tensorboard"}  # no names of their own
 REPS = 4000  # of the bootstrap; with three runs fewer make the band's edge flicker
 
@@ -40,9 +40,10 @@ def read_runs(run_dirs, column):
     """{environment and options: {script and options: [rows, …]}} of all runs in the folders.
 
     rows: a structured array of the rows of metrics.csv that have a value in the column; in
-    `episodes` the number of all episodes up to there.
+    `episodes` the number of all episodes up to there. Of runs with the same options and seed, which
+    say the same twice, the first counts.
     """
-    found = defaultdict(list)
+    found, places = defaultdict(list), {}
     paths = sorted({path for folder in run_dirs for path in Path(folder).rglob("metrics.csv")})
     for path in paths:
         if path.stat().st_size == 0:  # not one iteration is done
@@ -59,7 +60,12 @@ def read_runs(run_dirs, column):
             fail(f"{path} has no column {column}, only {', '.join(rows.dtype.names)}")
         rows["episodes"] = rows["episodes"].cumsum()
         if (known := ~np.isnan(rows[column])).any():
+            seed = options.get("seed", path)
             options = {key: str(x) for key, x in options.items() if key not in FREE}
+            first = places.setdefault((env, script, seed, *options.items()), path)
+            if first != path:
+                print(f"{path.parent} is {first.parent} once more: left out")
+                continue
             found[env, script].append((options, rows[known]))
     runs = defaultdict(lambda: defaultdict(list))
     for (env, script), group in found.items():
@@ -116,13 +122,16 @@ def order(label):
     return place(label), label
 
 
-def interpolate(runs, column, points=200):
-    """Steps, (T,), and the runs' values, (R, T): NaN until all have one, and after a run's end."""
+def interpolate(runs, column, points=200, hold=False):
+    """Steps, (T,), and the runs' values, (R, T): NaN until all have one, and after a run's end.
+
+    With hold the last value stands for what comes after it.
+    """
     begin, end = (max(rows["step"][i] for rows in runs) for i in (0, -1))
     grid, curves = np.linspace(0, end, points), []
     for rows in runs:
         # Runs of the same length differ by a few steps: not a reason to leave one out at the end
-        right = rows[column][-1] if rows["step"][-1] > 0.98 * end else np.nan
+        right = rows[column][-1] if hold or rows["step"][-1] > 0.98 * end else np.nan
         curves.append(np.interp(grid, rows["step"], rows[column], right=right))
     return grid, np.where(grid >= begin, curves, np.nan)
 
@@ -172,7 +181,8 @@ def draw_band(axes, x, middle, interval, **style):
 def scores_of(runs, random_runs, column, points=101):
     """{label: (R, environments, T)}: 0 for the random policy, 1 for the best end of any run.
 
-    T: from 0 to the end of training. What not all environments have, scripts or runs, is left out.
+    T: from 0 to the end of training, a run that NaN has ended as it was then. What not all
+    environments have, scripts or runs, is left out.
     """
     envs = [env for env in runs if env in random_runs]
     labels = [label for label in runs[envs[0]] if all(label in runs[env] for env in envs)]
@@ -183,7 +193,7 @@ def scores_of(runs, random_runs, column, points=101):
         for i, env in enumerate(envs):
             chance = [rows[column][-1] for series in random_runs[env].values() for rows in series]
             best = max(rows[column][-1] for series in runs[env].values() for rows in series)
-            _, curves = interpolate(runs[env][label][:count], column, points)
+            _, curves = interpolate(runs[env][label][:count], column, points, hold=True)
             low = np.mean(chance)
             scores[label][:, i] = (curves - low) / (best - low)
     return envs, scores
@@ -194,12 +204,13 @@ def draw_profiles(figure, scores):
     from rliable import library
 
     left, right = figure.subplots(1, 2)
+    lowest = min(0, *(each[..., -1].min() for each in scores.values()))
     for label, each in scores.items():
         known = ~np.isnan(each).any(axis=(0, 1))
         style = dict(color=f"C{place(label)}", label=f"{label} ({each.shape[0]})")
         fraction = np.linspace(0, 1, each.shape[-1])[known]
         draw_band(left, fraction, *estimate(each[..., known]), **style)
-        ends, levels = each[..., -1], np.linspace(0, 1, 201)
+        ends, levels = each[..., -1], np.linspace(lowest, 1, 201)
         np.random.seed(0)  # noqa: NPY002
         above, interval = library.create_performance_profile({0: ends}, levels, reps=REPS)
         draw_band(right, levels, above[0], interval[0], **style)

@@ -64,6 +64,9 @@ def weightings(step_size):
     return [f"{options} {weighting}" for weighting in ("step", "trajectory", "per-decision")]
 
 
+# What RL Baselines3 Zoo gives sb3-contrib's TRPO for Hopper and Walker2d, and γ for Swimmer
+ZOO = "trpo --gamma 0.99 --value-epochs 20 --minibatch-size 128 --cg-iters 25 --num-envs 2"
+ZOO += " --num-steps 1024"
 CONSTRAINTS = ["ppo --clip-eps 0.1", "ppo --clip-eps 0.3", "ppo --clip-eps inf"]
 CONSTRAINTS += ["trpo --max-kl 0.003", "trpo --max-kl 0.03"]
 SUITES = {  # scripts, environments, number of seeds
@@ -76,7 +79,11 @@ SUITES = {  # scripts, environments, number of seeds
     ],
     "weightings": [
         (weightings("3e-3"), ["CartPole-v1"], 10),
-        (weightings("1e-3"), ["HalfCheetah-v5 --total-steps 300000"], 5),
+        (weightings("1e-3"), ["HalfCheetah-v5 --total-steps 300000"], 10),
+    ],
+    "trpo": [
+        (["trpo --gamma 0.9999"], ["Swimmer-v5 --total-steps 1000000"], 3),
+        ([ZOO], [f"{task}-v5 --total-steps 1000000" for task in ("Hopper", "Walker2d")], 3),
     ],
     "others": [(["trpo", "ppo"], OTHERS, 3), (["ppo"], [PONG], 1)],
 }
@@ -87,7 +94,7 @@ MOST_ROWS = 1000  # of a curve that is kept
 
 @dataclass
 class Args:
-    suite: tyro.conf.Positional[str] = ""  # benchmark, random, table1, reuse, weightings or others
+    suite: tyro.conf.Positional[str] = ""  # benchmark random table1 reuse weightings trpo others
     scripts: tuple[str, ...] = ()  # for a sweep of your own: trpo "ppo --clip-eps 0.1"
     envs: tuple[str, ...] = ()  # and so: CartPole-v1 "Hopper-v5 --total-steps 1000000"
     seeds: int = 3  # 1, 2, … so many
@@ -119,8 +126,22 @@ def expand(scripts, envs, seeds):
         yield Run(shlex.join(words), place)
 
 
+def commit():
+    """The commit of the scripts, with a + if they have changed since; empty without git."""
+    answers = []
+    for words in ("rev-parse --short HEAD", "status --porcelain -- :(glob)*.py common"):
+        try:
+            done = subprocess.run(["git", *words.split()], capture_output=True, text=True)
+        except OSError:
+            return ""
+        if done.returncode:
+            return ""
+        answers.append(done.stdout.strip())
+    return f"commit {answers[0]}{'+' * bool(answers[1])}"
+
+
 def versions():
-    known = [f"python {platform.python_version()}"]
+    known = [f"python {platform.python_version()}", *filter(None, [commit()])]
     for package in PACKAGES:
         try:
             known.append(f"{package} {importlib.metadata.version(package)}")
@@ -175,6 +196,8 @@ def main(args):
             done = {row["command"] for row in csv.DictReader(file)}
     wanted = [run for group in groups for run in expand(*group) if args.only in run.command]
     todo, children, failures = [run for run in wanted if run.command not in done], [], 0
+    if shared := [run.place for run in wanted if [x.place for x in wanted].count(run.place) > 1]:
+        fail(f"{shared[0]} would be the folder of two runs: have them differ in --scripts")
     print(f"{len(wanted)} runs, of which {len(wanted) - len(todo)} are done")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     pool = ThreadPoolExecutor(args.jobs)

@@ -495,7 +495,7 @@ def table1(pyplot, args):
 # What others report
 
 
-PUBLISHED = {  # mean ± standard deviation after 1M steps: CleanRL's PPO (v4), sb3-contrib's TRPO
+PUBLISHED = {  # after 1M steps: CleanRL's PPO (v4) and sb3-contrib's TRPO (v3)
     "HalfCheetah-v5": ("1,443 ± 46", "1,803 ± 46"),
     "Hopper-v5": ("2,383 ± 272", "3,372 ± 215"),
     "Walker2d-v5": ("2,288 ± 572", "4,502 ± 234"),
@@ -504,18 +504,24 @@ PUBLISHED = {  # mean ± standard deviation after 1M steps: CleanRL's PPO (v4), 
 
 
 def published(pyplot, args):
-    """What the runs of the benchmark end with, beside what others report of theirs."""
+    """What the runs of the benchmark end with, beside what others report of theirs.
+
+    CleanRL's are returns in training, mean ± standard deviation over seeds; sb3-contrib's those of
+    most likely actions in evaluations, mean ± standard error (RL Baselines3 Zoo, all_plots.py).
+    """
     runs = plot.read_runs([f"{args.results}/benchmark"], "return_last100")
-    print("| environment | `ppo.py` | CleanRL PPO | `trpo.py` | sb3-contrib TRPO |")
-    print("|---|---|---|---|---|")
-    for env, theirs in PUBLISHED.items():
-        cells = [env]
-        for script, reported in zip(("ppo", "trpo"), theirs):
-            ends = [rows["return_last100"][-1] for rows in runs[env][script]]
-            ours = f"{np.mean(ends):,.0f}" if ends else ""
-            ours += f" ± {np.std(ends):,.0f} ({len(ends)})" if len(ends) > 1 else ""
-            cells += [ours, reported]
-        print(f"| {' | '.join(cells)} |")
+    with open(f"{args.results}/evaluated.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["script"] == "trpo"]
+    heads = "environment", "`ppo.py`", "CleanRL PPO", "`trpo.py`"
+    heads += "`trpo.py`, most likely actions", "sb3-contrib TRPO"
+    print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
+    for env, (cleanrl, sb3) in PUBLISHED.items():
+        ends = [[x["return_last100"][-1] for x in runs[env][script]] for script in ("ppo", "trpo")]
+        ppo_ends, trpo_ends = (f"{np.mean(x):,.0f} ± {np.std(x):,.0f} ({len(x)})" for x in ends)
+        means = [float(row["return_mean"]) for row in rows if row["env_id"] == env]
+        error = np.std(means) / len(means) ** 0.5
+        evaluated = f"{np.mean(means):,.0f} ± {error:,.0f} ({len(means)})"
+        print(f"| {env} | {ppo_ends} | {cleanrl} | {trpo_ends} | {evaluated} | {sb3} |")
 
 
 MAKERS = dict(reuse=reuse, update=update, weights=weights, clip=clip, region=region)
