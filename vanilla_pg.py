@@ -46,12 +46,12 @@ class Args:
     num_envs: Count = 8  # environments stepped together in each process, N
     gamma: Fraction = 0.995  # discount, γ
     gae_lambda: Fraction = 0.95  # less bias (1) or less variance (0) in the advantages, λ
-    hidden_size: Count = 64  # units in each of the two hidden layers
+    hidden_size: Count = 64  # units in each hidden layer; 512 for images from 36 pixels a side
     normalize_obs: bool = True  # by their running mean and standard deviation
     normalize_rewards: bool = True  # by the running standard deviation of the discounted return
     value_lr: Fraction = 1e-3  # Adam step size of the value function
     value_epochs: Count = 10  # passes over the batch per update of the value function
-    minibatch_size: Count = 256  # transitions per gradient step, where not the whole batch is
+    minibatch_size: Count = 256  # transitions of a worker per step, where not the whole batch is
     max_grad_norm: Positive = 0.5  # longer gradients are scaled down to this length
     anneal_lr: bool = True  # step sizes fall linearly, to 0 at total_steps
     device: str = "cpu"  # where the networks are: cpu, cuda, cuda:1
@@ -109,14 +109,14 @@ def average(tensors, weight):
 
 def update_value(value, optimizer, batch, args):
     """Regress V(s) on the λ-returns."""
-    epochs = (torch.randperm(len(batch.obs)) for _ in range(args.value_epochs))
-    for idx in itertools.chain.from_iterable(epoch.tensor_split(batch.cuts) for epoch in epochs):
-        loss = (value(batch.obs[idx]) - batch.returns[idx]).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        average([x.grad for x in optimizer.param_groups[0]["params"]], len(idx))
-        clip_grad_norm_(optimizer.param_groups[0]["params"], args.max_grad_norm, foreach=False)
-        optimizer.step()
+    for _ in range(args.value_epochs):
+        for idx in torch.randperm(len(batch.obs)).tensor_split(batch.cuts):
+            loss = (value(batch.obs[idx]) - batch.returns[idx]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            average([x.grad for x in optimizer.param_groups[0]["params"]], len(idx))
+            clip_grad_norm_(optimizer.param_groups[0]["params"], args.max_grad_norm, foreach=False)
+            optimizer.step()
 
 
 @torch.no_grad()
@@ -179,7 +179,7 @@ def make_envs(args, num_envs, wrappers=(), **kwargs):
     """Environments stepped together; observations in one Box, returns of episodes in the info."""
     kwargs = dict(vectorization_mode=args.vectorization_mode) | json.loads(args.env_kwargs) | kwargs
     if wrappers := [*map(pkgutil.resolve_name, args.wrappers), *wrappers]:
-        kwargs["wrappers"] = wrappers
+        kwargs |= dict(wrappers=wrappers, vectorization_mode=kwargs["vectorization_mode"] or "sync")
     elif "ALE/" in args.env_id and not kwargs["vectorization_mode"]:
         kwargs["reward_clipping"] = False  # it would be done before the returns are counted
     envs = RecordEpisodeStatistics(gym.make_vec(args.env_id, num_envs, **kwargs))
@@ -228,7 +228,7 @@ def main(args):
         draw = np.random.SeedSequence([args.seed, iteration]).generate_state(1)[0].item()
         seed = draw % (2**31 - world * args.num_envs) + rank * args.num_envs
         state = envs.reset(seed=seed)[0], np.zeros(args.num_envs, bool)
-        np.empty((args.num_steps, *state[0].shape))  # a rollout must fit into memory
+        np.empty((args.num_steps + 1, *state[0].shape), space.dtype)  # a rollout must fit
         value(torch.from_numpy(state[0]).to(args.device)).numpy(force=True)  # and the device work
         writer = args.tensorboard and pkgutil.resolve_name("torch.utils.tensorboard:SummaryWriter")
         script, env = Path(__file__).stem, args.env_id.replace("/", "-").replace(":", "-")

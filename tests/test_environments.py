@@ -209,3 +209,16 @@ def test_options_of_the_environment(tmp_path, monkeypatch):
     others = ppo.make_envs(ppo.Args(env_id="Pendulum-v1", **options), 2, [lambda env: note(env)])
     assert made == [3.5] * 9  # one more wrapper around each
     others.close()
+
+
+def test_wrappers_go_around_an_environment_that_has_a_vectorized_form():
+    """CartPole-v1 comes as arrays of cart-poles, which take no wrappers: they are made singly."""
+    options = dict(wrappers=("gymnasium.wrappers:TimeAwareObservation",))
+    envs = ppo.make_envs(ppo.Args(env_id="CartPole-v1", **options), 3)
+    assert envs.single_observation_space.shape == (5,)
+    assert isinstance(envs.unwrapped, gym.vector.SyncVectorEnv)
+    envs.close()
+    mode = dict(vectorization_mode="async")
+    envs = ppo.make_envs(ppo.Args(env_id="CartPole-v1", **options, **mode), 1)
+    assert isinstance(envs.unwrapped, gym.vector.AsyncVectorEnv)
+    envs.close()
