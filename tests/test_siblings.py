@@ -69,10 +69,18 @@ def test_nesting(path):
 
 
 def test_readme_shows_the_real_diff():
+    """Line by line as it is; what is left out has a mark in its place."""
     readme = (ROOT / "README.md").read_text()
     shown = readme.split("```diff\n")[1].split("```")[0].splitlines()
-    real = difflib.ndiff(SOURCES["is_pg"].splitlines(), SOURCES["ppo"].splitlines())
-    changes = [line[0] + line[2:] for line in real if line[0] in "+- "]
-    assert {line.rstrip() for line in shown} <= {line.rstrip() for line in changes}
-    assert {line[0] for line in shown} == {"+", "-", " "}
+    files = [SOURCES[name].splitlines() for name in ("is_pg", "ppo")]
+    real = list(difflib.unified_diff(*files, n=1000, lineterm=""))
+    assert {line[:1] for line in shown} == {"+", "-", " ", "…"}
+    place, after = None, True
+    for line in shown:
+        if line == "…":
+            after = True
+            continue
+        here = real.index(line) if place is None else real.index(line, place + 1)
+        assert after == (here != (place or -1) + 1), line
+        place, after = here, False
     assert len(readme.splitlines()) <= 120

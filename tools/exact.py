@@ -204,11 +204,12 @@ def main(args):
         fail("plots need matplotlib: pip install matplotlib")
     quartiles = np.quantile(measure(args), [0.25, 0.5, 0.75], axis=0)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for i, weighting in enumerate(WEIGHTINGS):
+    for i, weighting in enumerate(WEIGHTINGS):  # in other colors than the scripts have
         bias, deviation, ess, kl = quartiles[1, i].T  # medians
         style = dict(marker="o", linestyle="--" if weighting == "per-decision" else "-")
-        (line,) = left.plot(bias, deviation, label=weighting, **style)
-        right.plot(kl, ess, label=weighting, color=line.get_color(), **style)
+        style |= dict(color=f"C{4 + i}", label=weighting)
+        left.plot(bias, deviation, **style)
+        right.plot(kl, ess, **style)
         print(f"{weighting}: median (quartiles)")
         for j, distance in enumerate(args.distances):
             if distance >= 1:  # there is room for it

@@ -4,9 +4,11 @@ Run: python -m tools.speed --output docs/speed.csv
 
 At each setting ours, the other and the environment alone (random actions) take turns, A B C A B C
 …, so that all see the same machine; every run has a process of its own, one thread and, where the
-system can, one core. Environments, steps, epochs, minibatches and networks are the same. The
-others do less: they neither normalize observations nor scale rewards. Steps per second are those
-after the first iteration; the seconds to its end begin with the process, imports and all.
+system can, one core. Steps, epochs, minibatches and networks are the same, and so are the tasks;
+but each has them as it comes, so that CartPole and Pong are Gymnasium's vectorized forms here and
+single environments, one after the other, there. The others do less: they neither normalize
+observations nor scale rewards. Steps per second are those after the first iteration; the seconds
+to its end begin with the process, imports and all.
 """
 
 import contextlib

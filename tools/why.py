@@ -81,7 +81,7 @@ def reuse(pyplot, args):
             axes[i].set(xlabel="environment steps", ylabel=plot.LABELS["return_last100"])
             axes[i].xaxis.set_major_formatter(pyplot.matplotlib.ticker.EngFormatter(sep=""))
     grid[0, 0].legend(frameon=False)
-    figure.suptitle("One batch of 2,048 transitions: one step, ten steps, ten steps kept near")
+    figure.suptitle("One batch of 2,048 transitions: one step, ten steps, and trpo and ppo")
     return figure
 
 
@@ -279,13 +279,15 @@ def weights(pyplot, args):
     kls, steps = (0.001, 0.01, 0.1), 1000
     path, single = path_weights(kls, steps)
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    print("| E[ KL ] of a step | ρ_t | W_t, t = 10 | t = 100 | t = 1,000 |\n|---|---|---|---|---|")
+    print("| E[ KL ] of a step | one ratio | 10 ratios | 100 | 1,000 |\n|---|---|---|---|---|")
     for i, kl in enumerate(kls):
-        (line,) = axes.plot(range(1, steps + 1), path[i], label=f"W_t, KL {kl:g}")
-        axes.axhline(single[i], color=line.get_color(), linestyle="--", label=f"ρ_t, KL {kl:g}")
+        (line,) = axes.plot(range(1, steps + 1), path[i], label=f"product, KL {kl:g}")
+        axes.axhline(
+            single[i], color=line.get_color(), linestyle="--", label=f"one ratio, KL {kl:g}"
+        )
         cells = [f"{x:.2g}" for x in (single[i], path[i, 9], path[i, 99], path[i, 999])]
         print(f"| {kl:g} | " + " | ".join(cells) + " |")
-    axes.set(xscale="log", yscale="log", ylim=(1e-6, 1.5), xlabel="step t of an episode")
+    axes.set(xscale="log", yscale="log", ylim=(1e-6, 1.5), xlabel="ratios multiplied")
     axes.set(ylabel="effective sample size, as a fraction")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -456,7 +458,7 @@ def region(pyplot, args, seed=4838, max_kl=0.01):
     left.set(xlim=(xs[0], xs[-1]), ylim=(ys[0], ys[-1]), xlabel="θ₁", ylabel="θ₂")
     left.set_title("shades: J(θ), dotted: what the batch of φ promises", fontsize=10)
     right.axvline(max_kl, color=GREEN, linewidth=1)
-    right.set(xscale="log", xlabel="E[ KL(φ ‖ θ) ]", ylabel="J(θ)")
+    right.set(xscale="log", xlabel="E[ KL(φ ‖ θ) ]", ylabel="J(θ), or what is promised")
     right.grid(alpha=0.3)
     left.legend(frameon=True, loc="lower left")
     right.legend(frameon=False)
@@ -510,18 +512,23 @@ def published(pyplot, args):
     most likely actions in evaluations, mean ± standard error (RL Baselines3 Zoo, all_plots.py).
     """
     runs = plot.read_runs([f"{args.results}/benchmark"], "return_last100")
-    with open(f"{args.results}/evaluated.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["script"] == "trpo"]
-    heads = "environment", "`ppo.py`", "CleanRL PPO", "`trpo.py`"
-    heads += "`trpo.py`, most likely actions", "sb3-contrib TRPO"
+    heads = "environment", "`ppo.py`", "CleanRL PPO", "`trpo.py`", "most likely actions"
+    heads += "with the Zoo's options", "sb3-contrib TRPO"
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     for env, (cleanrl, sb3) in PUBLISHED.items():
-        ends = [[x["return_last100"][-1] for x in runs[env][script]] for script in ("ppo", "trpo")]
-        ppo_ends, trpo_ends = (f"{np.mean(x):,.0f} ± {np.std(x):,.0f} ({len(x)})" for x in ends)
-        means = [float(row["return_mean"]) for row in rows if row["env_id"] == env]
-        error = np.std(means) / len(means) ** 0.5
-        evaluated = f"{np.mean(means):,.0f} ± {error:,.0f} ({len(means)})"
-        print(f"| {env} | {ppo_ends} | {cleanrl} | {trpo_ends} | {evaluated} | {sb3} |")
+        cells = []
+        for script in ("ppo", "trpo"):
+            ends = [rows["return_last100"][-1] for rows in runs[env][script]]
+            cells.append(f"{np.mean(ends):,.0f} ± {np.std(ends):,.0f} ({len(ends)})")
+        for name in ("evaluated", "evaluated_zoo"):
+            with open(f"{args.results}/{name}.csv", newline="") as file:
+                rows = [row for row in csv.DictReader(file) if row["env_id"] == env]
+            means = [float(row["return_mean"]) for row in rows]
+            cells.append("")
+            if means:
+                error = np.std(means) / len(means) ** 0.5
+                cells[-1] = f"{np.mean(means):,.0f} ± {error:,.0f} ({len(means)})"
+        print("| " + " | ".join([env, cells[0], cleanrl, *cells[1:], sb3]) + " |")
 
 
 MAKERS = dict(reuse=reuse, update=update, weights=weights, clip=clip, region=region)
