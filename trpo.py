@@ -51,7 +51,7 @@ class Args:
     normalize_rewards: bool = True  # by the running standard deviation of the discounted return
     value_lr: Fraction = 1e-3  # Adam step size of the value function
     value_epochs: Count = 10  # passes over the batch per update of the value function
-    minibatch_size: Count = 256  # transitions of a worker per step, where not the whole batch is
+    minibatch_size: Count = 256  # transitions of each process a step, where not the whole batch is
     max_grad_norm: Positive = 0.5  # longer gradients are scaled down to this length
     anneal_lr: bool = True  # step sizes fall linearly, to 0 at total_steps
     device: str = "cpu"  # where the networks are: cpu, cuda, cuda:1
