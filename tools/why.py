@@ -486,12 +486,13 @@ def table1(pyplot, args):
     runs = plot.read_runs(folders, "return_last100")
     random_runs = plot.read_runs([f"{args.results}/random"], "return_last100")
     _, scores = plot.scores_of(runs, random_runs, "return_last100")
-    print("| algorithm | score (95 %) | in the paper |\n|---|---|---|")
+    print("| algorithm | seeds | score (95 %) | in the paper |\n|---|---|---|---|")
     for name, (label, there) in TABLE1.items():
         if label not in scores:
             fail(f"not all tasks have runs of {label}: python -m tools.sweep table1 makes them")
         (middle,), ((low,), (high,)) = plot.estimate(scores[label][..., -1:], plot.mean)
-        print(f"| {name} | {middle:.2f} ({low:.2f} to {high:.2f}) | {there} |")
+        interval = f" ({low:.2f} to {high:.2f})" if len(scores[label]) > 1 else ""
+        print(f"| {name} | {len(scores[label])} | {middle:.2f}{interval} | {there} |")
 
 
 # What others report
