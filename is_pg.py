@@ -167,7 +167,7 @@ def collect(envs, policy, value, scaler, state, args):
         all_obs[t + 1], rewards[t], terminated[t], truncated, info = step
         valid[t] = ~done
         ended[t] = done = terminated[t] | truncated
-        episodes += zip(*(info["episode"][k][done].tolist() for k in "rl")) if done.any() else []
+        episodes += zip(*(info["sums"][k][done].tolist() for k in "rl")) if done.any() else []
     values = value(torch.from_numpy(all_obs).to(args.device).flatten(0, 1))
     values = values.numpy(force=True).reshape(-1, args.num_envs)  # (T+1, N)
     scaled = scaler(np.sign(rewards) if "ALE/" in args.env_id else rewards, ended, valid)
@@ -206,13 +206,13 @@ def load_checkpoint(run_dir):
 
 
 def make_envs(args, num_envs, wrappers=(), **kwargs):
-    """Environments stepped together; observations in one Box, returns of episodes in the info."""
+    """Environments stepped together; observations in one Box, and sums of whole episodes."""
     kwargs = dict(vectorization_mode=args.vectorization_mode) | json.loads(args.env_kwargs) | kwargs
     if wrappers := [*map(pkgutil.resolve_name, args.wrappers), *wrappers]:
         kwargs |= dict(wrappers=wrappers, vectorization_mode=kwargs["vectorization_mode"] or "sync")
     elif "ALE/" in args.env_id and not kwargs["vectorization_mode"]:
         kwargs["reward_clipping"] = False  # it would be done before the returns are counted
-    envs = RecordEpisodeStatistics(gym.make_vec(args.env_id, num_envs, **kwargs))
+    envs = RecordEpisodeStatistics(gym.make_vec(args.env_id, num_envs, **kwargs), stats_key="sums")
     if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:
         raise ValueError(f"autoreset_mode is {envs.metadata.get('autoreset_mode')}, not NEXT_STEP")
     is_box = isinstance(envs.single_observation_space, gym.spaces.Box)
@@ -233,7 +233,8 @@ def main(args):
     torch.set_num_threads(min(args.num_threads, os.cpu_count()))
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     stop = []  # signals that came: the iteration is finished and saved, but a second one kills
-    for signum in (signal.SIGINT, signal.SIGTERM):  # before there are environments that inherit it
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    for signum in handlers:  # before there are environments that inherit it
         signal.signal(signum, lambda s, _: stop.append(s) or signal.signal(s, signal.SIG_DFL))
     try:
         torch.manual_seed(args.seed + 2**32 * iteration)  # the CPU's is restored below
@@ -262,7 +263,7 @@ def main(args):
         value(torch.from_numpy(state[0]).to(args.device)).numpy(force=True)  # and the device work
         writer = args.tensorboard and pkgutil.resolve_name("torch.utils.tensorboard:SummaryWriter")
         script, env = Path(__file__).stem, args.env_id.replace("/", "-").replace(":", "-")
-        name = args.run_dir or f"runs/{env}/{script}/seed{args.seed}"
+        name = Path(args.run_dir or f"runs/{env}/{script}/seed{args.seed}")
         run_dir = Path(args.resume or name)
         for suffix in itertools.count(2) if rank == 0 and not args.resume else ():
             try:
@@ -275,13 +276,14 @@ def main(args):
     torch.set_rng_state(checkpoint.get("rng", torch.get_rng_state()))
     if rank > 0:
         torch.manual_seed(draw + rank)  # actions of its own
-    config = dict(script=script, args=vars(args), torch=str(torch.__version__), gym=gym.__version__)
+    config = dict(script=script, args=vars(args), workers=world)
+    config |= dict(torch=str(torch.__version__), gym=gym.__version__)
     if rank == 0:
         (run_dir / "config.tmp").write_text(json.dumps(config, indent=2) + "\n")
         os.replace(run_dir / "config.tmp", run_dir / "config.json")
         metrics = open(run_dir / "metrics.csv", "a", buffering=1)  # flushed at each line
         metrics.truncate(min(size, metrics.tell()))  # rows from after the checkpoint
-        events = writer and writer(run_dir)
+        events = writer and writer(run_dir, purge_step=step + 1)
     width = os.get_terminal_size().columns - 1 if sys.stdout.isatty() else None
     start, next_line, next_save = time.time() - seconds, 0.0, 0.0
     over = step >= args.total_steps
@@ -343,7 +345,11 @@ def main(args):
     if world > 1:
         torch.distributed.destroy_process_group()
     if rank == 0:
-        print(f"\nrun: {run_dir}\nevaluate it: python -m tools.evaluate {run_dir}")
+        print(f"\nrun: {run_dir}")
+        if Path("tools/evaluate.py").exists():
+            print(f"evaluate it: python -m tools.evaluate {run_dir}")
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
     return 128 + stop[0] if stop else 0
 
 

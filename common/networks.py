@@ -22,14 +22,14 @@ class Normalizer(nn.Module):
     """Flattens observations, and shifts and scales them by the moments of all seen so far.
 
     The moments move in `update` alone, not while a batch is collected and learned from. Images,
-    uint8 in two dimensions or more, are divided by 255. With enabled=False no moments are used.
+    uint8 of 5 × 5 and more, are divided by 255. With enabled=False no moments are used.
     """
 
     def __init__(self, shape, enabled=True, dtype=np.float32):
         super().__init__()
         if shape is None:
             raise ValueError("observations must have a fixed size, so no Graph and no Sequence")
-        self.shape, self.is_image = shape, dtype == np.uint8 and len(shape) > 1
+        self.shape, self.is_image = shape, dtype == np.uint8 and sorted((0, 0, *shape))[-2] >= 5
         self.enabled, self.clip = enabled, 10.0 if enabled else math.inf  # in standard deviations
         self.register_buffer("mean", torch.zeros(math.prod(shape)))
         self.register_buffer("std", torch.full_like(self.mean, 255.0 if self.is_image else 1.0))

@@ -220,7 +220,7 @@ def test_a_signal_saves_and_stops(signum, code, tmp_path):
     out, err = process.communicate()
     assert process.returncode == code
     assert "Traceback" not in err
-    assert "python -m tools.evaluate run" in out
+    assert "run: run\n" in out
     last = metrics.read_text().splitlines()[-1].split(",")
     assert ppo.load_checkpoint(tmp_path / "run")["progress"][:2] == (int(last[0]), int(last[1]))
 

@@ -211,6 +211,17 @@ def test_options_of_the_environment(tmp_path, monkeypatch):
     others.close()
 
 
+def test_an_environment_may_speak_of_its_episodes_too(tmp_path):
+    """In infos of the name that SB3's Monitor and Gymnasium's own wrapper use."""
+    options = SMALL | dict(total_steps=400, vectorization_mode="sync")
+    for wrappers in ((), ("gymnasium.wrappers:RecordEpisodeStatistics",)):
+        run = str(tmp_path / f"run{len(wrappers)}")
+        assert ppo.main(ppo.Args(wrappers=wrappers, run_dir=run, **options)) == 0
+    plain, own = (np.genfromtxt(tmp_path / f"run{i}/metrics.csv", delimiter=",") for i in (0, 1))
+    assert plain[1:, 2].sum() > 10  # episodes
+    np.testing.assert_array_equal(plain[:, :8], own[:, :8])
+
+
 def test_wrappers_go_around_an_environment_that_has_a_vectorized_form():
     """CartPole-v1 comes as arrays of cart-poles, which take no wrappers: they are made singly."""
     options = dict(wrappers=("gymnasium.wrappers:TimeAwareObservation",))

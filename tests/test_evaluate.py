@@ -113,3 +113,17 @@ def test_an_output_that_cannot_be_written_is_said(run, capsys):
     with pytest.raises(SystemExit):
         evaluate.main(evaluate.Args(run, episodes=2, output=f"{run}/no/folder.csv"))
     assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_film_that_cannot_be_made_is_said_after_the_returns(tmp_path, capsys, monkeypatch):
+    def reset(self, **kwargs):
+        raise OSError("no screen")
+
+    run = str(tmp_path / "run")
+    ppo.main(ppo.Args(num_steps=8, total_steps=1, run_dir=run))
+    monkeypatch.setattr(gym.wrappers.RecordVideo, "reset", reset)
+    with pytest.raises(SystemExit):
+        evaluate.main(evaluate.Args(run, episodes=2, video=True))
+    said = capsys.readouterr()
+    assert "2 episodes" in said.out
+    assert "cannot film CartPole-v1: OSError: no screen" in said.err

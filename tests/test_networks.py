@@ -338,6 +338,13 @@ def test_a_row_of_bytes_is_no_image():
     assert_allclose(normalizer(obs), np.repeat([[-1.0], [1]], 128, 1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(3, 3), (4, 4), (100, 2), (4, 4, 9), (5, 5), (1, 5, 5)])
+def test_a_table_of_bytes_with_no_room_for_convolutions_is_no_image(shape):
+    images = image_networks(shape)[0]
+    assert images.net.normalizer.is_image == (5 in shape)
+    assert images.outputs(torch.zeros(2, *shape, dtype=torch.uint8)).shape == (2, 3)
+
+
 def test_large_images_go_through_the_network_of_mnih_et_al():
     for network, outputs in zip(image_networks((4, 84, 84)), [3, 1]):
         sizes = [tuple(x.shape) for x in network.parameters() if x.dim() > 1]

@@ -4,8 +4,10 @@ import csv
 import importlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +19,7 @@ from matplotlib import pyplot
 import ppo
 from tools import evaluate, plot
 
+ROOT = Path(__file__).parents[1]
 SCRIPTS = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 # fmt: off
 COLUMNS = [
@@ -111,6 +114,9 @@ def test_a_taken_name_gets_a_suffix(tmp_path, monkeypatch):
         train("ppo", "", total_steps=128, env_id="CartPole-v1", seed=7)
     runs = tmp_path / "runs" / "CartPole-v1" / "ppo"
     assert sorted(path.name for path in runs.iterdir()) == ["seed7", "seed7-2", "seed7-3"]
+    for _ in range(2):
+        train("ppo", "given/", total_steps=128)
+    assert sorted(tmp_path.glob("given*")) == [tmp_path / "given", tmp_path / "given-2"]
 
 
 def test_a_name_has_no_folders_but_its_own(tmp_path, monkeypatch):
@@ -248,8 +254,17 @@ def test_every_script_takes_every_space(script, name, tmp_path):
 
 
 def test_tensorboard_files(tmp_path):
-    train("ppo", tmp_path / "run", total_steps=128, tensorboard=True)
-    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+    """Of what a run has done after its checkpoint, and does again, the events count once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train("ppo", tmp_path / "run", total_steps=256, tensorboard=True)
+    shutil.copy(tmp_path / "run" / "checkpoint.pt", tmp_path)
+    for total_steps in (512, 768):
+        shutil.copy(tmp_path / "checkpoint.pt", tmp_path / "run")  # as if it had been killed
+        resume("ppo", tmp_path / "run", total_steps=total_steps)
+    events = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("kl")
+    assert len(events) == 7
+    assert [event.step for event in events] == [int(row["step"]) for row in read(tmp_path / "run")]
 
 
 def test_plot(tmp_path):
@@ -297,8 +312,69 @@ def test_plots_keep_runs_of_another_length_apart_and_take_a_run_once(tmp_path, c
     runs = plot.read_runs([str(tmp_path)], "return_last100")["CartPole-v1"]
     found = {label: len(series) for label, series in runs.items()}
     assert found == {"ppo --total-steps 500": 2, "ppo --total-steps 1100": 1}
-    said = f"{tmp_path / 'the_first_again'} is {tmp_path / 'first'} once more: left out"
+    said = f"{tmp_path / 'the_first_again'} has options and seed of {tmp_path / 'first'}: left out"
     assert said in capsys.readouterr().out
+
+
+def test_plots_take_the_longest_of_the_runs_of_a_seed(tmp_path, capsys):
+    """One that was given up is before the one in its place, by name."""
+    train("ppo", tmp_path / "seed1", total_steps=800)
+    for name in ("seed1-2", "seed1-3"):
+        shutil.copytree(tmp_path / "seed1", tmp_path / name)
+    rows = (tmp_path / "seed1" / "metrics.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "seed1" / "metrics.csv").write_text("".join(rows[:-2]))
+    ((run,),) = plot.read_runs([str(tmp_path)], "return_last100")["CartPole-v1"].values()
+    assert len(run) == len(rows) - 1
+    out = capsys.readouterr().out
+    for name in ("seed1", "seed1-3"):
+        assert f"{tmp_path / name} has options and seed of {tmp_path / 'seed1-2'}: left out" in out
+
+
+def test_plots_keep_apart_what_makes_another_batch_or_environment(tmp_path, monkeypatch):
+    """Workers, which are in config.json but no option, and the form of the environment."""
+    train("ppo", tmp_path / "alone", total_steps=300)
+    config = json.loads((tmp_path / "alone" / "config.json").read_text())
+    assert config["workers"] == 1
+    for name, change in [("many", dict(workers=4)), ("old", {})]:
+        shutil.copytree(tmp_path / "alone", tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps(config | change))
+    del config["workers"]  # as in runs of before it was kept
+    config["args"]["seed"] = 2
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    runs = plot.read_runs([str(tmp_path)], "return_last100")["CartPole-v1"]
+    assert {k: len(x) for k, x in runs.items()} == {"ppo --workers 1": 2, "ppo --workers 4": 1}
+    config["args"]["vectorization_mode"] = "async"
+    (tmp_path / "many" / "config.json").write_text(json.dumps(config))
+    runs = plot.read_runs([str(tmp_path)], "return_last100")["CartPole-v1"]
+    assert len(runs) == 2
+
+
+def test_profiles_of_scripts_that_have_no_environment_in_common(tmp_path, capsys):
+    for script, env_id in [("ppo", "CartPole-v1"), ("trpo", "Pendulum-v1")]:
+        options = dict(env_id=env_id, total_steps=2000)
+        train(script, tmp_path / "runs" / script, **options)
+        train(script, tmp_path / "random" / script, **options)
+    folders = dict(random=str(tmp_path / "random"), profiles=str(tmp_path / "profiles.png"))
+    with pytest.raises(SystemExit):
+        plot.main(plot.Args([str(tmp_path / "runs")], output="", **folders))
+    assert "no script has runs of all of these: CartPole-v1, Pendulum-v1" in capsys.readouterr().err
+
+
+def test_the_last_words_name_a_command_only_where_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    train("ppo", tmp_path / "here", total_steps=128)
+    assert f"evaluate it: python -m tools.evaluate {tmp_path / 'here'}" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)  # such as with a copy of the script
+    train("ppo", tmp_path / "there", total_steps=128)
+    assert capsys.readouterr().out.endswith(f"run: {tmp_path / 'there'}\n")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_gives_the_signals_back(script, tmp_path):
+    """In a project of one's own, or a notebook, Ctrl-C works afterward as before."""
+    handlers = [(signum, signal.getsignal(signum)) for signum in (signal.SIGINT, signal.SIGTERM)]
+    train(script, tmp_path / "run", total_steps=128)
+    assert handlers == [(signum, signal.getsignal(signum)) for signum, _ in handlers]
 
 
 def test_all_runs_of_a_length_count_to_the_end():

@@ -136,6 +136,16 @@ def test_long_curves_keep_every_kth_row_and_all_episodes(tmp_path, monkeypatch):
     assert last == dict(step="80", return_last100="8.5", seconds="8", episodes=36)
 
 
+def test_results_of_another_command_are_not_overwritten(tmp_path):
+    """Options of an environment other than env-kwargs are not in the names of folders."""
+    (tmp_path / "results/sweep/CartPole-v1/ppo/seed1").mkdir(parents=True)
+    done = run_sweep(tmp_path, "--scripts", "ppo", "--envs", SHORT, "--seeds", "1")
+    assert done.returncode == 2
+    command = "python ppo.py --env-id CartPole-v1 --total-steps 3000 --seed 1"
+    assert f"seed1 has another run than `{command}`: give a --name" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_starts_anew(tmp_path):
     options = ["--scripts", "ppo", "--seeds", "1", "--results", str(tmp_path / "results")]

@@ -132,7 +132,10 @@ def main(args):
     if not finished.all():
         print(f"{(~finished).sum()} of them were cut off at --max-steps {args.max_steps}")
     if args.video:
-        (filmed,), _, _ = play(stage, policy, args)
+        try:
+            (filmed,), _, _ = play(stage, policy, args)
+        except Exception as error:  # of any type, as the renderer has it
+            fail(f"cannot film {trained.env_id}: {type(error).__name__}: {error}")
         print(f"video: {max(folder.glob('*.mp4'), key=lambda path: path.stat().st_mtime)}", end="")
         print(f", of an episode of return {filmed:.5g}")
 

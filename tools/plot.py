@@ -21,7 +21,7 @@ from tools import fail
 ORDER = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 LABELS = {"return_last100": "return, mean of the last 100 episodes"}
 FREE = {"env_id", "env_kwargs", "seed", "run_dir", "resume", "checkpoint_interval"}
-FREE |= {"device", "num_threads", "vectorization_mode", "tensorboard"}  # no names of their own
+FREE |= {"device", "num_threads", "tensorboard"}  # no names of their own
 REPS = 4000  # of the bootstrap; with three runs fewer make the band's edge flicker
 
 
@@ -41,9 +41,9 @@ def read_runs(run_dirs, column):
 
     rows: a structured array of the rows of metrics.csv that have a value in the column; in
     `episodes` the number of all episodes up to there. Of runs with the same options and seed, which
-    say the same twice, the first counts.
+    would say the same twice, the longest counts.
     """
-    found, places = defaultdict(list), {}
+    found = {}
     paths = sorted({path for folder in run_dirs for path in Path(folder).rglob("metrics.csv")})
     for path in paths:
         if path.stat().st_size == 0:  # not one iteration is done
@@ -62,13 +62,18 @@ def read_runs(run_dirs, column):
         if (known := ~np.isnan(rows[column])).any():
             seed = options.get("seed", path)
             options = {key: str(x) for key, x in options.items() if key not in FREE}
-            first = places.setdefault((env, script, seed, *options.items()), path)
-            if first != path:
-                print(f"{path.parent} is {first.parent} once more: left out")
-                continue
-            found[env, script].append((options, rows[known]))
-    runs = defaultdict(lambda: defaultdict(list))
-    for (env, script), group in found.items():
+            options["workers"] = str(config.get("workers", 1))  # which old ones do not have
+            key, run = (env, script, seed, *options.items()), (rows["step"][-1], path.parent)
+            left_out = run
+            if key not in found or run[0] > found[key][0][0]:
+                left_out = found.get(key, [None])[0]
+                found[key] = run, options, rows[known]
+            if left_out:
+                print(f"{left_out[1]} has options and seed of {found[key][0][1]}: left out")
+    groups, runs = defaultdict(list), defaultdict(lambda: defaultdict(list))
+    for (env, script, *_), (_, options, rows) in found.items():
+        groups[env, script].append((options, rows))
+    for (env, script), group in groups.items():
         keys = [key for key in group[0][0] if len({options.get(key) for options, _ in group}) > 1]
         for options, rows in group:
             words = (f" --{key.replace('_', '-')} {options.get(key)}" for key in keys)
@@ -268,6 +273,8 @@ def main(args):
             fail(f"{args.random} has no run of these environments, for the score of 0")
         figure = pyplot.figure(figsize=(11, 4.5), layout="constrained")
         envs, scores = scores_of(runs, random_runs, args.column)
+        if not scores:
+            fail(f"no script has runs of all of these: {', '.join(envs)}")
         print(f"scores of {', '.join(envs)}")
         draw_profiles(figure, scores)
         figure.savefig(args.profiles, dpi=150)
