@@ -66,10 +66,10 @@ def weightings(step_size):
 
 # sb3-contrib's TRPO in RL Baselines3 Zoo: these for Hopper and Walker2d, for Swimmer another γ
 ZOO = "trpo --gamma 0.99 --value-epochs 20 --minibatch-size 128 --cg-iters 25 --num-envs 2"
-ZOO += " --num-steps 1024"
+ZOO += " --num-steps 1024 --max-kl 0.01"
 SWIMMER = ["trpo --gamma 0.9999", ZOO.replace("0.99", "0.9999")]
 CONSTRAINTS = ["ppo --clip-eps 0.1", "ppo --clip-eps 0.3", "ppo --clip-eps inf"]
-CONSTRAINTS += ["trpo --max-kl 0.003", "trpo --max-kl 0.03"]
+CONSTRAINTS += ["trpo --max-kl 0.003", "trpo --max-kl 0.01", "trpo --max-kl 0.03"]
 SUITES = {  # scripts, environments, number of seeds
     "benchmark": [(FOUR, CLASSIC, 5), (FOUR, MUJOCO, 3)],
     "random": [(["vanilla_pg --policy-lr 0 --value-epochs 1"], RANDOM, 3)],
