@@ -61,7 +61,7 @@ class Args:
     checkpoint_interval: Positive = 60.0  # seconds from one checkpoint to the next
     tensorboard: bool = False  # write event files too (pip install tensorboard)
     num_steps: Annotated[int, "at least 2", lambda x: x >= 2] = 256  # steps in a rollout, T
-    max_kl: Positive = 0.01  # radius of the trust region, δ
+    max_kl: Positive = 0.005  # radius of the trust region, δ
     cg_iters: Count = 10  # conjugate-gradient iterations at most
     cg_tolerance: Fraction = 1e-5  # they end at a residual this small, relative to the gradient
     cg_damping: Fraction = 0.1  # multiple of the identity added to the Fisher matrix

@@ -168,6 +168,7 @@ def run_peer(name, options, steps, started, against):
     if name == "trpo":
         sizes |= dict(batch_size=ours.minibatch_size, n_critic_updates=ours.value_epochs)
         sizes |= dict(cg_max_steps=ours.cg_iters, line_search_max_iter=ours.backtrack_iters)
+        sizes |= dict(target_kl=ours.max_kl)
     if "ALE/" in ours.env_id:
         importlib.import_module("ale_py")
         envs = make_atari_env(ours.env_id.removeprefix("ale_py:"), ours.num_envs)

@@ -34,7 +34,8 @@ TASKS = ["HalfCheetah", "Hopper", "InvertedDoublePendulum", "InvertedPendulum", 
 TASKS += ["Swimmer", "Walker2d"]  # the seven of Schulman et al. 2017, section 6.1
 MUJOCO = [f"{task}-v5 --total-steps 1000000" for task in TASKS]
 RANDOM = [f"{task}-v5 --total-steps 150000" for task in TASKS]  # 100 episodes, 1,000 steps each
-CLASSIC = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "LunarLander-v3 --total-steps 300000"]
+LANDER = "LunarLander-v3 --total-steps 300000"
+CLASSIC = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", LANDER]
 OTHERS = [
     "LunarLanderContinuous-v3 --total-steps 1000000",
     "FrozenLake-v1",
@@ -66,10 +67,10 @@ def weightings(step_size):
 
 # sb3-contrib's TRPO in RL Baselines3 Zoo: these for Hopper and Walker2d, for Swimmer another γ
 ZOO = "trpo --gamma 0.99 --value-epochs 20 --minibatch-size 128 --cg-iters 25 --num-envs 2"
-ZOO += " --num-steps 1024"
+ZOO += " --num-steps 1024 --max-kl 0.01"
 SWIMMER = ["trpo --gamma 0.9999", ZOO.replace("0.99", "0.9999")]
 CONSTRAINTS = ["ppo --clip-eps 0.1", "ppo --clip-eps 0.3", "ppo --clip-eps inf"]
-CONSTRAINTS += ["trpo --max-kl 0.003", "trpo --max-kl 0.03"]
+CONSTRAINTS += ["trpo --max-kl 0.003", "trpo --max-kl 0.01", "trpo --max-kl 0.03"]
 SUITES = {  # scripts, environments, number of seeds
     "benchmark": [(FOUR, CLASSIC, 5), (FOUR, MUJOCO, 3)],
     "random": [(["vanilla_pg --policy-lr 0 --value-epochs 1"], RANDOM, 3)],
@@ -85,6 +86,7 @@ SUITES = {  # scripts, environments, number of seeds
     "trpo": [
         (SWIMMER, ["Swimmer-v5 --total-steps 1000000"], 3),
         ([ZOO], [f"{task}-v5 --total-steps 1000000" for task in ("Hopper", "Walker2d")], 3),
+        (["trpo --max-kl 0.01"], [LANDER], 5),
     ],
     "others": [(["trpo", "ppo"], OTHERS, 3), (["ppo"], [PONG], 1)],
 }

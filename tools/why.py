@@ -475,6 +475,7 @@ TABLE1 = {  # as the paper names it: name of the runs here, average normalized s
     "clipping, ε = 0.2": ("ppo --clip-eps 0.2", "0.82"),
     "clipping, ε = 0.3": ("ppo --clip-eps 0.3", "0.70"),
     "KL constraint, δ = 0.003 (there a penalty)": ("trpo --max-kl 0.003", "0.68"),
+    "KL constraint, δ = 0.005": ("trpo --max-kl 0.005", ""),
     "KL constraint, δ = 0.01 (there a penalty)": ("trpo --max-kl 0.01", "0.74"),
     "KL constraint, δ = 0.03 (there a penalty)": ("trpo --max-kl 0.03", "0.71"),
 }
