@@ -330,7 +330,7 @@ def test_plots_take_the_longest_of_the_runs_of_a_seed(tmp_path, capsys):
         assert f"{tmp_path / name} has options and seed of {tmp_path / 'seed1-2'}: left out" in out
 
 
-def test_plots_keep_apart_what_makes_another_batch_or_environment(tmp_path, monkeypatch):
+def test_plots_keep_apart_what_makes_another_batch_or_environment(tmp_path):
     """Workers, which are in config.json but no option, and the form of the environment."""
     train("ppo", tmp_path / "alone", total_steps=300)
     config = json.loads((tmp_path / "alone" / "config.json").read_text())

@@ -202,7 +202,8 @@ def main(args):
     if shared := [run.place for run in wanted if [x.place for x in wanted].count(run.place) > 1]:
         fail(f"{shared[0]} would be the folder of two runs: have them differ in --scripts")
     if taken := [run for run in todo if (results / run.place).exists()]:
-        fail(f"{results / taken[0].place} has another run than `{taken[0].command}`: give a --name")
+        where, command = results / taken[0].place, taken[0].command
+        fail(f"{where} has another run than `{command}`: give a --name, or remove it")
     print(f"{len(wanted)} runs, of which {len(wanted) - len(todo)} are done")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     pool = ThreadPoolExecutor(args.jobs)
