@@ -1,17 +1,18 @@
 """Learning curves of runs: a panel for each environment, a line for each script.
 
-Lines are interquartile means over runs, bands their 95 % stratified bootstrap intervals (Agarwal et
-al. 2021), both by rliable. Where the runs of a script differ in an option, its name has the option.
+Lines are interquartile means over runs, bands their 95 % stratified bootstrap intervals
+(Agarwal et al. 2021), both by rliable. Where the runs of a script differ in an option, the label
+of the line names the option.
 
 Run: python -m tools.plot runs --output curves.png --bar 475
 """
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -20,9 +21,10 @@ from tools import fail
 
 ORDER = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 LABELS = {"return_last100": "return, mean of the last 100 episodes"}
-FREE = {"env_id", "env_kwargs", "seed", "run_dir", "resume", "checkpoint_interval"}
-FREE |= {"device", "num_threads", "tensorboard"}  # no names of their own
-REPS = 4000  # of the bootstrap; with three runs fewer make the band's edge flicker
+DASHES = ["-", "--", ":", "-."]  # of the lines of one script, in turn
+RUN = {"run_dir", "resume", "checkpoint_interval", "device", "num_threads", "tensorboard"}
+FREE = {"env_id", "env_kwargs", "seed", *RUN}  # runs that differ in these alone share a line
+REPS = 4000  # bootstrap samples; with three runs, fewer make the band's edge flicker
 
 
 @dataclass
@@ -36,56 +38,93 @@ class Args:
     random: str = "docs/results/random"  # runs that score 0 in it; the best run scores 1
 
 
+class Run(NamedTuple):
+    folder: Path
+    env: str  # its name, with its options if there are any
+    script: str
+    seed: Any
+    options: dict[str, str]  # those that tell kinds of runs apart
+    rows: np.ndarray  # those of metrics.csv that have a value in the column
+    last_step: float
+
+
 def read_runs(run_dirs, column):
     """{environment and options: {script and options: [rows, …]}} of all runs in the folders.
 
-    rows: a structured array of the rows of metrics.csv that have a value in the column; in
-    `episodes` the number of all episodes up to there. Of runs with the same options and seed, which
-    would say the same twice, the longest counts.
+    rows: a structured array of the rows of metrics.csv that have a value in the column; there
+    `episodes` counts all episodes so far. Runs with the same options and seed would say the
+    same twice: only the longest of them counts.
     """
+    paths = {path for folder in run_dirs for path in Path(folder).rglob("metrics.csv")}
     found = {}
-    paths = sorted({path for folder in run_dirs for path in Path(folder).rglob("metrics.csv")})
-    for path in paths:
+    for path in sorted(paths):
         if path.stat().st_size == 0:  # not one iteration is done
             continue
-        try:
-            config = json.loads(path.with_name("config.json").read_text())
-            script, options = str(config["script"]), config["args"]
-            kwargs = options.get("env_kwargs", "{}")  # a run of other options is of another kind
-            env = options["env_id"] + (f" {kwargs}" if kwargs != "{}" else "")
-            rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)  # an empty cell is NaN
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            fail(f"{path.parent} is not a whole run ({type(error).__name__}): leave it out")
-        if column not in rows.dtype.names:
-            fail(f"{path} has no column {column}, only {', '.join(rows.dtype.names)}")
-        rows["episodes"] = rows["episodes"].cumsum()
-        if (known := ~np.isnan(rows[column])).any():
-            seed = options.get("seed", path)
-            options = {key: str(x) for key, x in options.items() if key not in FREE}
-            options["workers"] = str(config.get("workers", 1))  # which old ones do not have
-            key, run = (env, script, seed, *options.items()), (rows["step"][-1], path.parent)
-            left_out = run
-            if key not in found or run[0] > found[key][0][0]:
-                left_out = found.get(key, [None])[0]
-                found[key] = run, options, rows[known]
-            if left_out:
-                print(f"{left_out[1]} has options and seed of {found[key][0][1]}: left out")
-    groups, runs = defaultdict(list), defaultdict(lambda: defaultdict(list))
-    for (env, script, *_), (_, options, rows) in found.items():
-        groups[env, script].append((options, rows))
+        run = read_run(path, column)
+        if run is not None:
+            add_unless_shorter(run, found)
+    return group_by_label(found.values())
+
+
+def read_run(path, column):
+    """The run that has this metrics.csv, or None if the column has no value yet."""
+    try:
+        config = json.loads(path.with_name("config.json").read_text())
+        script, options = str(config["script"]), config["args"]
+        kwargs = options.get("env_kwargs", "{}")
+        env = options["env_id"] + ("" if kwargs == "{}" else f" {kwargs}")
+        rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)  # an empty cell is NaN
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        fail(f"{path.parent} is not a whole run ({type(error).__name__}): leave it out")
+    if column not in rows.dtype.names:
+        fail(f"{path} has no column {column}, only {', '.join(rows.dtype.names)}")
+    rows["episodes"] = rows["episodes"].cumsum()
+    known = ~np.isnan(rows[column])
+    if not known.any():
+        return None
+    kind = {key: str(x) for key, x in options.items() if key not in FREE}
+    kind["workers"] = str(config.get("workers", 1))  # older runs don't name them
+    seed = options.get("seed", path)
+    return Run(path.parent, env, script, seed, kind, rows[known], rows["step"][-1])
+
+
+def add_unless_shorter(run, found):
+    """Add a run. Of two with the same options and seed, the longer one stays."""
+    key = (run.env, run.script, run.seed, *run.options.items())
+    if key not in found:
+        found[key] = run
+        return
+    kept, left_out = found[key], run
+    if run.last_step > found[key].last_step:
+        kept, left_out = run, found[key]
+    found[key] = kept
+    print(f"{left_out.folder} has options and seed of {kept.folder}: left out")
+
+
+def group_by_label(found):
+    """{environment: {label: [rows, …]}}; a label names the options in which runs differ."""
+    groups = defaultdict(list)
+    for run in found:
+        groups[run.env, run.script].append(run)
+    runs = defaultdict(lambda: defaultdict(list))
     for (env, script), group in groups.items():
-        keys = [key for key in group[0][0] if len({options.get(key) for options, _ in group}) > 1]
-        for options, rows in group:
-            words = (f" --{key.replace('_', '-')} {options.get(key)}" for key in keys)
-            runs[env][script + "".join(words)].append(rows)
+        keys = options_that_differ(group)
+        for run in group:
+            words = [f"--{key.replace('_', '-')} {run.options.get(key)}" for key in keys]
+            runs[env][" ".join([script, *words])].append(run.rows)
     return runs
 
 
+def options_that_differ(group):
+    values = {key: {run.options.get(key) for run in group} for key in group[0].options}
+    return [key for key in values if len(values[key]) > 1]
+
+
 def spread(numbers):
-    """Median and range of some numbers, in words; a single one as it is."""
+    """The median of some numbers, and their range if there are several, in words."""
     quantiles = np.quantile(numbers, [0, 0.5, 1])
-    low, middle, high = (f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}" for x in quantiles)
-    return f"{middle} ({low} to {high})" if len(numbers) > 1 else middle
+    low, median, high = (f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}" for x in quantiles)
+    return f"{median} ({low} to {high})" if len(numbers) > 1 else median
 
 
 def last(runs, column):
@@ -96,12 +135,23 @@ def last(runs, column):
 
 
 def steps_to_reach(runs, column, bar):
-    """A sentence on when runs first reach the bar, with 100 episodes behind them."""
-    reaching = [rows["step"][(rows[column] >= bar) & (rows["episodes"] >= 100)] for rows in runs]
-    first = [steps[0] for steps in reaching if len(steps)]
+    """A sentence on when runs first reach the bar, with at least 100 episodes done."""
+    first = []
+    for rows in runs:
+        reached = (rows[column] >= bar) & (rows["episodes"] >= 100)
+        if reached.any():
+            first.append(rows["step"][reached][0])
     sentence = f"{len(first)} of {len(runs)} runs reach {bar:g}"
     if first:
         sentence += f", at step {spread(first)}"
+    return sentence
+
+
+def summary(runs, args):
+    """A sentence on what the runs come to."""
+    sentence = last(runs, args.column)
+    if not math.isnan(args.bar):
+        sentence += f"; {steps_to_reach(runs, args.column, args.bar)}"
     return sentence
 
 
@@ -111,14 +161,17 @@ def table(runs, column):
     lines = [["environment", "steps", *(f"`{label}`" for label in labels)]]
     lines.append(["---"] * len(lines[0]))
     for env, series in runs.items():
-        steps = round(max(rows["step"][-1] for group in series.values() for rows in group), -4)
-        cells = [[rows[column][-1] for rows in series.get(label, [])] for label in labels]
-        lines.append([env, f"{steps:,.0f}", *(spread(ends) if ends else "" for ends in cells)])
+        most_steps = max(rows["step"][-1] for group in series.values() for rows in group)
+        line = [env, f"{round(most_steps, -4):,.0f}"]
+        for label in labels:
+            ends = [rows[column][-1] for rows in series.get(label, [])]
+            line.append(spread(ends) if ends else "")
+        lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def place(label):
-    """Where a line stands in the order of the scripts."""
+    """The position of a line's script in the order of the scripts."""
     script = label.partition(" ")[0]
     return [*ORDER, script].index(script)
 
@@ -128,28 +181,31 @@ def order(label):
 
 
 def interpolate(runs, column, points=200, hold=False):
-    """Steps, (T,), and the runs' values, (R, T): NaN until all have one, and after a run's end.
+    """Steps, (T,), and the runs' values at them, (R, T).
 
-    With hold the last value stands for what comes after it.
+    Values are NaN until all runs have one. After the end of a run they are NaN too, unless
+    hold is set: then its last value stays.
     """
-    begin, end = (max(rows["step"][i] for rows in runs) for i in (0, -1))
-    grid, curves = np.linspace(0, end, points), []
+    begin = max(rows["step"][0] for rows in runs)
+    end = max(rows["step"][-1] for rows in runs)
+    grid = np.linspace(0, end, points)
+    curves = []
     for rows in runs:
-        # Runs of the same length differ by a few steps: not a reason to leave one out at the end
+        # Runs of the same length differ by a few steps: no reason to leave one out at the end
         right = rows[column][-1] if hold or rows["step"][-1] > 0.98 * end else np.nan
         curves.append(np.interp(grid, rows["step"], rows[column], right=right))
     return grid, np.where(grid >= begin, curves, np.nan)
 
 
 def interquartile_mean(scores):
-    """Of (R, tasks, T) over runs and tasks, (T,): metrics.aggregate_iqm of rliable at each step."""
+    """rliable's aggregate_iqm at each step, (T,), of scores, (R, tasks, T)."""
     from scipy.stats import trim_mean
 
     return trim_mean(scores.reshape(-1, scores.shape[-1]), 0.25)
 
 
 def mean(scores):
-    """Of (R, tasks, T), (T,)."""
+    """The mean at each step, (T,), of scores, (R, tasks, T)."""
     return scores.mean(axis=(0, 1))
 
 
@@ -157,24 +213,25 @@ def estimate(scores, statistic=interquartile_mean):
     """A statistic, (T,), and its interval, (2, T), of scores, (R, tasks, T)."""
     from rliable import library
 
-    if len(scores) == 1:  # of one run nothing can be said
+    if len(scores) == 1:  # one run alone says nothing about the spread
         return statistic(scores), np.array([statistic(scores)] * 2)
-    np.random.seed(0)  # noqa: NPY002, it is rliable's source
-    middle, interval = library.get_interval_estimates({0: scores}, statistic, reps=REPS)
-    return middle[0], interval[0]
+    np.random.seed(0)  # noqa: NPY002, rliable draws from this generator
+    estimates, intervals = library.get_interval_estimates({0: scores}, statistic, reps=REPS)
+    return estimates[0], intervals[0]
 
 
 def draw(axes, runs, column, name, dash="-", **style):
-    """The interquartile mean of the runs that have come so far, and its interval."""
+    """The interquartile mean at each step of the runs that got so far, and its interval."""
     grid, curves = interpolate(runs, column)
-    middle, interval = np.full(len(grid), np.nan), np.full((2, len(grid)), np.nan)
+    middle = np.full(len(grid), np.nan)
+    interval = np.full((2, len(grid)), np.nan)
     known = ~np.isnan(curves)
     for pattern in np.unique(known, axis=1).T:
         here = (known == pattern[:, None]).all(axis=0)
         if pattern.any():
             middle[here], interval[:, here] = estimate(curves[pattern][:, None, here])
-    style = dict(color=f"C{place(name)}", label=f"{name} ({len(runs)})") | style
-    draw_band(axes, grid, middle, interval, linestyle=dash, **style)
+    own_style = dict(color=f"C{place(name)}", label=f"{name} ({len(runs)})")
+    draw_band(axes, grid, middle, interval, linestyle=dash, **own_style | style)
 
 
 def draw_band(axes, x, middle, interval, **style):
@@ -183,11 +240,39 @@ def draw_band(axes, x, middle, interval, **style):
     axes.grid(alpha=0.3)
 
 
+def draw_curves(pyplot, runs, column):
+    """A panel for each environment."""
+    columns = min(len(runs), 4)
+    rows = math.ceil(len(runs) / columns)
+    figure = pyplot.figure(layout="constrained")
+    figure.set_size_inches(5.5 * columns, 4 * rows)
+    for number, (env, series) in enumerate(runs.items(), 1):
+        axes = figure.add_subplot(rows, columns, number)
+        draw_panel(axes, series, column)
+        axes.set_title(env)
+    return figure
+
+
+def draw_panel(axes, series, column):
+    """A line for each label; the lines of one script differ in their dashes."""
+    from matplotlib.ticker import EngFormatter
+
+    drawn = Counter()
+    for label in sorted(series, key=order):
+        dash = DASHES[drawn[place(label)] % len(DASHES)]
+        drawn[place(label)] += 1
+        draw(axes, series[label], column, label, dash)
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel(LABELS.get(column, column.replace("_", " ")))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(title="interquartile mean, 95 %", frameon=False, fontsize="small")
+
+
 def scores_of(runs, random_runs, column, points=101):
     """{label: (R, environments, T)}: 0 for the random policy, 1 for the best end of any run.
 
-    T: from 0 to the end of training, a run that NaN has ended as it was then. What not all
-    environments have, scripts or runs, is left out.
+    T goes from 0 to the end of training; a run that ends early keeps its last value. What not
+    all environments have, scripts or a number of runs, is left out.
     """
     envs = [env for env in runs if env in random_runs]
     labels = [label for label in runs[envs[0]] if all(label in runs[env] for env in envs)]
@@ -196,89 +281,99 @@ def scores_of(runs, random_runs, column, points=101):
         count = min(len(runs[env][label]) for env in envs)
         scores[label] = np.empty((count, len(envs), points))
         for i, env in enumerate(envs):
-            chance = [rows[column][-1] for series in random_runs[env].values() for rows in series]
-            best = max(rows[column][-1] for series in runs[env].values() for rows in series)
             _, curves = interpolate(runs[env][label][:count], column, points, hold=True)
-            low = np.mean(chance)
+            low = np.mean(ends_of(random_runs[env], column))
+            best = max(ends_of(runs[env], column))
             scores[label][:, i] = (curves - low) / (best - low)
     return envs, scores
 
 
+def ends_of(series, column):
+    """What all runs of an environment end with."""
+    return [rows[column][-1] for group in series.values() for rows in group]
+
+
 def draw_profiles(figure, scores):
     """Sample efficiency on the left, performance profiles on the right (Agarwal et al. 2021)."""
-    from rliable import library
-
     left, right = figure.subplots(1, 2)
     lowest = min(0, *(each[..., -1].min() for each in scores.values()))
+    levels = np.linspace(lowest, 1, 201)
     for label, each in scores.items():
-        known = ~np.isnan(each).any(axis=(0, 1))
         style = dict(color=f"C{place(label)}", label=f"{label} ({each.shape[0]})")
-        fraction = np.linspace(0, 1, each.shape[-1])[known]
-        draw_band(left, fraction, *estimate(each[..., known]), **style)
-        ends, levels = each[..., -1], np.linspace(lowest, 1, 201)
-        np.random.seed(0)  # noqa: NPY002
-        above, interval = library.create_performance_profile({0: ends}, levels, reps=REPS)
-        draw_band(right, levels, above[0], interval[0], **style)
-        middle, interval = estimate(ends[..., None])
-        low, high = interval[:, 0]
-        print(f"{label}: interquartile mean {middle[0]:.2f} ({low:.2f} to {high:.2f}) at the end")
+        ends = each[..., -1]
+        draw_sample_efficiency(left, each, style)
+        draw_performance_profile(right, ends, levels, style)
+        (middle,), ((low,), (high,)) = estimate(ends[..., None])
+        print(f"{label}: interquartile mean {middle:.2f} ({low:.2f} to {high:.2f}) at the end")
     left.set(xlabel="fraction of the training", ylabel="score, interquartile mean")
     right.set(xlabel="score τ", ylabel="fraction of runs that end with more than τ", ylim=(0, 1))
     left.legend(title="runs of each environment", frameon=False)
 
 
-def main(args):
+def draw_sample_efficiency(axes, scores, style):
+    known = ~np.isnan(scores).any(axis=(0, 1))
+    fraction = np.linspace(0, 1, scores.shape[-1])[known]
+    draw_band(axes, fraction, *estimate(scores[..., known]), **style)
+
+
+def draw_performance_profile(axes, ends, levels, style):
+    from rliable import library
+
+    np.random.seed(0)  # noqa: NPY002, rliable draws from this generator
+    above, intervals = library.create_performance_profile({0: ends}, levels, reps=REPS)
+    draw_band(axes, levels, above[0], intervals[0], **style)
+
+
+def save_profiles(pyplot, runs, args):
+    """Write the picture of all environments together."""
+    random_runs = read_runs([args.random], args.column)
+    if not set(runs) & set(random_runs):
+        fail(f"{args.random} has no run of these environments, for the score of 0")
+    envs, scores = scores_of(runs, random_runs, args.column)
+    if not scores:
+        fail(f"no script has runs of all of these: {', '.join(envs)}")
+    print(f"scores of {', '.join(envs)}")
+    figure = pyplot.figure(figsize=(11, 4.5), layout="constrained")
+    draw_profiles(figure, scores)
+    save(figure, args.profiles)
+
+
+def save(figure, path):
+    figure.savefig(path, dpi=150)
+    print(f"plot: {path}")
+
+
+def import_pyplot():
+    """matplotlib.pyplot, drawing without a screen; exits if it or rliable is missing."""
     try:
         import matplotlib
 
         matplotlib.use("Agg")
-        matplotlib.rcParams["text.parse_math"] = False  # a name with two $ is no formula
+        matplotlib.rcParams["text.parse_math"] = False  # a name with two $ is not a formula
         import rliable.library  # noqa: F401
         from matplotlib import pyplot
     except Exception as error:  # of any type: rliable's own imports fail with a new pandas
         name = type(error).__name__
         fail(f"plots need matplotlib and rliable ({name}): pip install -r requirements-dev.txt")
+    return pyplot
+
+
+def main(args):
+    pyplot = import_pyplot()
     runs = read_runs(args.run_dirs, args.column)
     if not runs:
         fail(f"no run with a finished episode in: {', '.join(args.run_dirs) or 'nothing given'}")
-    columns = min(len(runs), 4)
-    figure = pyplot.figure(layout="constrained")
-    figure.set_size_inches(5.5 * columns, 4 * math.ceil(len(runs) / columns))
-    for number, (env, labels) in enumerate(runs.items(), 1):
-        axes = figure.add_subplot(math.ceil(len(runs) / columns), columns, number)
-        drawn = defaultdict(int)
-        for label in sorted(labels, key=order):
-            dash = ["-", "--", ":", "-."][drawn[place(label)] % 4]
-            drawn[place(label)] += 1
-            if args.output:
-                draw(axes, labels[label], args.column, label, dash)
-            sentences = [last(labels[label], args.column)]
-            if not math.isnan(args.bar):
-                sentences.append(steps_to_reach(labels[label], args.column, args.bar))
-            print(f"{env} {label}: {'; '.join(sentences)}")
-        axis = LABELS.get(args.column, args.column.replace("_", " "))
-        axes.set(title=env, xlabel="environment steps", ylabel=axis)
-        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    for env, series in runs.items():
+        for label in sorted(series, key=order):
+            print(f"{env} {label}: {summary(series[label], args)}")
     if args.output:
-        for axes in figure.axes:
-            axes.legend(title="interquartile mean, 95 %", frameon=False, fontsize="small")
-        figure.savefig(args.output, dpi=150)
-        print(f"plot: {args.output}")
-    pyplot.close(figure)
+        figure = draw_curves(pyplot, runs, args.column)
+        save(figure, args.output)
+        pyplot.close(figure)
     if args.table:
         print(table(runs, args.column))
     if args.profiles:
-        random_runs = read_runs([args.random], args.column)
-        if not set(runs) & set(random_runs):
-            fail(f"{args.random} has no run of these environments, for the score of 0")
-        figure = pyplot.figure(figsize=(11, 4.5), layout="constrained")
-        envs, scores = scores_of(runs, random_runs, args.column)
-        if not scores:
-            fail(f"no script has runs of all of these: {', '.join(envs)}")
-        print(f"scores of {', '.join(envs)}")
-        draw_profiles(figure, scores)
-        figure.savefig(args.profiles, dpi=150)
-        print(f"plot: {args.profiles}")
+        save_profiles(pyplot, runs, args)
 
 
 if __name__ == "__main__":
