@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -151,29 +152,54 @@ def defined(statements):
     names = {}
     for node in statements:
         targets = [*getattr(node, "targets", ()), getattr(node, "target", None)]
-        names |= dict.fromkeys(x.id for x in targets if x)
-        names |= {node.name: None} if hasattr(node, "name") else {}
+        names |= {x.id: None for x in targets if x}
+        if hasattr(node, "name"):
+            names[node.name] = None
     return [*names]
 
 
+def sections(text):
+    """{heading: the text below it} of a script; what is above all headings is below the first."""
+    first, *others = re.split("^(# --- .*)\n", text, flags=re.M)
+    return {"": first} | dict(zip(others[::2], others[1::2]))
+
+
+def below_imports(text):
+    body = ast.parse(text).body
+    last = max(x.end_lineno for x in body if isinstance(x, (ast.Import, ast.ImportFrom)))
+    return text.split("\n")[last:]
+
+
+def without_quotes(text, names):
+    """Annotations in quotes, where these names are in them, as they are without."""
+    quoted = rf'(: |-> )"([^"\n]*\b(?:{"|".join(names)})\b[^"\n]*)"(?=[,):])'
+    return re.sub(quoted, r"\1\2", text)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_what_is_in_the_four_files(script):
+def test_a_file_is_the_script_with_the_definitions_of_common(script):
     text, source = RESULTS[script], SOURCES[script]
     assert not re.search(r"^ *(from|import) common", text, re.M)
-    # The script, unchanged but for the imports
-    docstring, rest = source.split("import itertools", 1)[0], source.split("\nCount = ")[1]
-    first, last = rest.split("# --- algorithm")
-    assert text.startswith(docstring)
-    _, parts = text.split(f"\nCount = {first}# --- networks and returns\n\n\n")
-    parts, end = parts.split("# --- algorithm")
-    assert end == last
+    assert ast.get_docstring(ast.parse(text)) == ast.get_docstring(ast.parse(source))
+    theirs, own = sections(text), sections(source)
+    # The script, unchanged but for imports and for names in quotes until they are defined
+    files = {f"# --- {path.stem}": path.read_text() for path in ROOT.glob("common/*.py")}
+    names = defined(ast.parse("".join(theirs.get(x, "") for x in files)).body)
+    assert below_imports(theirs.pop("")) == below_imports(own.pop(""))
+    for heading, lines in own.items():
+        assert without_quotes(theirs[heading], names) == lines
     # The statements of common/, unchanged and in their order
-    common = "".join((ROOT / f"common/{name}.py").read_text() for name in ("networks", "returns"))
-    for part in parts.strip().split("\n\n\n"):
-        _, found, common = common.partition(part)
-        assert found
-    # Nothing that is not used
-    body = ast.parse(text).body
+    for heading in theirs.keys() - own.keys():
+        common = files[heading]
+        for part in theirs[heading].strip().split("\n\n\n"):
+            _, found, common = common.partition(part)
+            assert found
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_everything_in_a_file_is_used(script):
+    text = RESULTS[script]
+    body = ast.parse(without_quotes(text, defined(ast.parse(text).body))).body
 
     def used(x):
         return isinstance(x, ast.Name) and isinstance(x.ctx, ast.Load)
@@ -197,6 +223,103 @@ def test_on_the_command_line(tmp_path):
     assert done.stderr.startswith("error: cannot read nothing.py: ")
 
 
+# The files of a common/ that is small
+NETWORKS = '''"""Networks of nothing."""
+
+import math
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import nn
+from torch.distributions import Bernoulli, Categorical, Independent, Normal
+
+from common.workers import gather
+
+
+class Normalizer(nn.Module):
+    def update(self, obs):
+        return gather(np.mean(obs))
+
+
+class CategoricalHead(nn.Module):
+    def forward(self, outputs):
+        return Independent(Categorical(logits=outputs), 0)
+
+
+class BernoulliHead(nn.Module):
+    def forward(self, outputs):
+        return Bernoulli(logits=outputs)
+
+
+class GaussianHead(nn.Module):
+    def forward(self, outputs):
+        return Normal(outputs, 1.0)
+
+
+HEADS = {spaces.Discrete: CategoricalHead, spaces.MultiBinary: BernoulliHead}
+HEADS |= {spaces.Box: GaussianHead}
+
+
+class MLP(nn.Module):
+    def forward(self, obs):
+        return torch.tanh(obs)
+
+
+class CNN(nn.Module):
+    def forward(self, obs):
+        return torch.relu(obs)
+
+
+class Policy(nn.Module):
+    def __init__(self, space):
+        super().__init__()
+        self.net = CNN() if math.prod(space.shape) > 100 else MLP()
+        self.head = HEADS[type(space)]()
+
+    def forward(self, obs):
+        return self.head(self.net(obs))
+
+
+class Value(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.net = CNN() if size > 100 else MLP()
+'''
+
+RETURNS = '''"""Returns of nothing."""
+
+import numpy as np
+
+from common.networks import Normalizer
+
+
+# All are as long as rewards
+def gae(rewards, gamma):
+    return np.cumsum(gamma * rewards)  # γ r
+
+
+class RewardScaler:
+    def __init__(self):
+        self.moments = Normalizer()
+'''
+
+WORKERS = '''"""One worker."""
+
+
+def gather(x):
+    return [x]
+'''
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where a script finds that common/ beside it."""
+    for name, text in (("networks", NETWORKS), ("returns", RETURNS), ("workers", WORKERS)):
+        written(tmp_path / "common", text, f"{name}.py")
+    return tmp_path
+
+
 GAE = '''#!/usr/bin/env python
 """Advantages of nothing."""
 
@@ -218,6 +341,12 @@ main(*sys.argv)
 '''
 
 GAE_ALONE = '''#!/usr/bin/env python
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "numpy==2.4.6",
+# ]
+# ///
 """Advantages of nothing."""
 
 import sys
@@ -231,19 +360,9 @@ STEPS = 2
 # --- returns
 
 
-def gae(rewards, values, terminated, done, gamma, gae_lambda):
-    """Generalized advantage estimation: A_t = Σ_l (γλ)^l δ_{t+l} (Schulman et al. 2016, eq. 16).
-
-    rewards, terminated, done: (T, N); values: (T+1, N), V(s_0) … V(s_T). All NumPy.
-    δ_t = r_t + γ V(s_{t+1}) − V(s_t), where a terminated step has no V(s_{t+1}) and a truncated
-    one keeps it; the sum ends after either (done = terminated or truncated). Returns (T, N).
-    """
-    delta = rewards + gamma * values[1:] * ~terminated - values[:-1]
-    decay = gamma * gae_lambda * ~done
-    advantages, advantage = np.empty_like(delta), 0.0
-    for t in reversed(range(len(delta))):
-        advantages[t] = advantage = delta[t] + decay[t] * advantage
-    return advantages
+# All are as long as rewards
+def gae(rewards, gamma):
+    return np.cumsum(gamma * rewards)  # γ r
 
 
 def main(gamma):
@@ -256,14 +375,15 @@ main(*sys.argv)
 '''
 
 
-def test_a_script_that_uses_gae_alone(tmp_path):
-    assert single_file.single_file(written(tmp_path, GAE)) == GAE_ALONE
+def test_a_script_that_uses_gae_alone(folder):
+    assert single_file.single_file(written(folder, GAE)) == GAE_ALONE
 
 
 IMPORTS = '''"""Imports of every kind."""
 
 from __future__ import annotations
 
+# For its environments
 import my_envs  # noqa: F401, it registers some
 import torch.distributed
 from torch.distributions import Beta, Dirichlet, kl_divergence, register_kl
@@ -288,14 +408,21 @@ def main():
     return Mine()
 '''
 
-MERGED = '''"""Imports of every kind."""
+MERGED = '''# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "gymnasium==1.4.0",
+#     "torch==2.13.0",
+# ]
+# ///
+"""Imports of every kind."""
 
 from __future__ import annotations
 
 import math
 
+# For its environments
 import my_envs  # noqa: F401, it registers some
-import numpy as np
 import torch
 import torch.distributed
 from gymnasium import spaces
@@ -326,17 +453,17 @@ class CategoricalHead(nn.Module):
 '''
 
 
-def test_imports_are_merged_and_parts_come_before_what_needs_them(tmp_path):
-    result = single_file.single_file(written(tmp_path, IMPORTS))
+def test_imports_are_merged_and_parts_come_before_what_needs_them(folder):
+    result = single_file.single_file(written(folder, IMPORTS))
     assert result.startswith(MERGED)
-    assert result.endswith("self.outputs(obs))\n\n\nclass Mine" + IMPORTS.split("class Mine")[1])
+    assert result.endswith("self.net(obs))\n\n\nclass Mine" + IMPORTS.split("class Mine")[1])
 
 
 HEADS = ["CategoricalHead", "BernoulliHead", "GaussianHead", "HEADS"]
 USES = [
     ("from common.networks import gather\n\nprint(gather(1))\n", ["gather"]),
     (
-        "from common.networks import Normalizer\n\nx = Normalizer(1)\n",
+        "from common.networks import Normalizer\n\nx = Normalizer()\n",
         ["gather", "Normalizer", "x"],
     ),
     ("from common.networks import HEADS\n\nprint(HEADS)\n", HEADS),
@@ -350,9 +477,272 @@ USES = [
 
 
 @pytest.mark.parametrize(("text", "names"), USES)
-def test_exactly_what_is_used(text, names, tmp_path):
-    result = single_file.single_file(written(tmp_path, text))
+def test_exactly_what_is_used(text, names, folder):
+    result = single_file.single_file(written(folder, text))
     assert defined(ast.parse(result).body) == names
+
+
+def test_a_script_elsewhere_takes_the_common_of_the_repository(tmp_path):
+    result = single_file.single_file(written(tmp_path, VALUE))
+    (value,) = (x for x in ast.parse(result).body if getattr(x, "name", "") == "Value")
+    assert ast.unparse(value) in ast.unparse(ast.parse((ROOT / "common/networks.py").read_text()))
+
+
+TYPED = '''"""The anatomy of the four scripts."""
+
+from collections.abc import Callable
+
+from common.networks import MLP, CNN
+from common.workers import gather
+
+SIZES = [1, 2]
+
+
+class Batch:
+    def shrink(self, net: MLP) -> list[MLP]:
+        return [net]
+
+
+# --- algorithm
+
+
+def update(policy: Callable[[MLP], int] | None, batch: Batch, *nets: MLP, net=None) -> int:
+    return len(nets)
+
+
+# --- shared by every script
+
+
+def main(
+    é: "Batch",
+    net: Callable[
+        [CNN],
+        int,
+    ],
+) -> MLP | None:
+    return gather(update(net, é))
+
+
+# --- the run
+
+
+class Run:
+    def start(self, net: MLP) -> CNN:
+        return net
+
+
+print(main)
+'''
+
+TYPED_ALONE = '''# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch==2.13.0",
+# ]
+# ///
+"""The anatomy of the four scripts."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+SIZES = [1, 2]
+
+
+class Batch:
+    def shrink(self, net: "MLP") -> "list[MLP]":
+        return [net]
+
+
+# --- algorithm
+
+
+def update(policy: "Callable[[MLP], int] | None", batch: Batch, *nets: "MLP", net=None) -> int:
+    return len(nets)
+
+
+# --- shared by every script
+
+
+def main(
+    é: "Batch",
+    net: "Callable[[CNN], int]",
+) -> "MLP | None":
+    return gather(update(net, é))
+
+
+# --- workers
+
+
+def gather(x):
+    return [x]
+
+
+# --- networks
+
+
+class MLP(nn.Module):
+    def forward(self, obs):
+        return torch.tanh(obs)
+
+
+class CNN(nn.Module):
+    def forward(self, obs):
+        return torch.relu(obs)
+
+
+# --- the run
+
+
+class Run:
+    def start(self, net: MLP) -> CNN:
+        return net
+
+
+print(main)
+'''
+
+
+def test_the_algorithm_comes_first_and_names_from_below_it_are_quoted(folder):
+    result = single_file.single_file(written(folder, TYPED))
+    assert result == TYPED_ALONE
+    exec(compile(result, "result", "exec"), {"__name__": "result"})
+
+
+def test_no_quotes_where_python_postpones_annotations(folder):
+    postponed = "from __future__ import annotations\n\nfrom collections.abc"
+    result = single_file.single_file(
+        written(folder, TYPED.replace("from collections.abc", postponed))
+    )
+    assert "def shrink(self, net: MLP) -> list[MLP]:" in result
+    assert result.index("# --- the run") > result.index("# --- networks") > result.index("def main")
+
+
+EARLY = """from common.networks import MLP, Value
+from common.workers import gather
+
+SIZES = [1]
+
+
+def first():
+    return [MLP, Value]
+
+
+# --- algorithm
+
+
+def second():
+    return gather(first())
+
+
+{}
+
+
+# --- the run
+
+
+def third():
+    return second()
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "is_early"),
+    [
+        ("class Mine(MLP):\n    pass", True),
+        ("class Mine:\n    net: MLP", True),
+        ("class Mine:\n    def forward(self, net=MLP):\n        pass", True),
+        ("def update(net=MLP()):\n    pass", True),
+        ("def update(*, net=MLP()):\n    pass", True),
+        ("@second()\ndef update():\n    pass", True),
+        ("FOUND = second()", True),
+        ("if SIZES:\n    second()", True),
+        ("class Mine:\n    def forward(self):\n        return MLP()", False),
+        ("def update(net: MLP, *, more: MLP) -> MLP:\n    return MLP()", False),
+        ("FOUND = second", True),  # not called, yet it might be
+        ("FOUND = SIZES", False),
+        ("class Mine:\n    third = 1", False),
+        ("def update():\n    def inner(net=MLP()):\n        pass", False),
+    ],
+)
+def test_definitions_come_before_a_statement_that_needs_them_at_once(statement, is_early, folder):
+    result = single_file.single_file(written(folder, EARLY.format(statement)))
+    places = [
+        result.index(x) for x in ("def second", "# --- workers", statement[:9], "# --- the run")
+    ]
+    expected = [0, 1, 2, 3] if is_early else [0, 2, 1, 3]
+    assert sorted(range(4), key=places.__getitem__) == expected
+    compiled = compile(result, "result", "exec")
+    if "@second" not in statement:  # a list decorates nothing
+        exec(compiled, {"__name__": "result"})
+
+
+VALUE = "from common.networks import Value\n\nprint(Value)\n"
+
+
+# How tools find the block, from the text of PEP 723
+BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
+
+
+def metadata_of(text):
+    (block,) = BLOCK.finditer(text)
+    assert block["type"] == "script"
+    lines = block["content"].splitlines()
+    return tomllib.loads("\n".join(line.removeprefix("#").removeprefix(" ") for line in lines))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_file_says_what_it_needs(script):
+    requirements = (ROOT / "requirements.txt").read_text().split()
+    expected = {"requires-python": ">=3.11", "dependencies": sorted(requirements)}
+    assert metadata_of(RESULTS[script]) == expected
+    assert RESULTS[script].startswith("# /// script\n")
+
+
+VARIANT = """import json, my_envs
+import os.path as path
+import stable_baselines3.common.vec_env
+
+from PIL import Image
+
+if path:
+    import Box2D
+
+
+def main():
+    from mujoco.viewer import launch
+
+    return launch
+"""
+
+
+def test_what_a_variant_needs_beyond_the_four_packages(tmp_path, monkeypatch, capsys):
+    """Pinned where pyproject.toml has a package of that name, otherwise left to the user."""
+    written(tmp_path, VARIANT)
+    monkeypatch.chdir(tmp_path)
+    single_file.main(single_file.Args("variant.py"))
+    out, err = capsys.readouterr()
+    assert metadata_of(out)["dependencies"] == [
+        "box2d==2.3.10",
+        "mujoco==3.15.0",
+        "stable-baselines3==2.9.2",
+    ]
+    why = "unless it is a file of your own, add it to the dependencies in the first lines"
+    assert err.splitlines() == [
+        f"note: pyproject.toml has no version of {name}, {why}" for name in ("PIL", "my_envs")
+    ]
+
+
+def test_a_script_that_says_what_it_needs_keeps_that(folder, capsys):
+    own = '# /// script\n# dependencies = ["numpy", "my-envs"]\n# ///\n'
+    result = single_file.single_file(written(folder, own + "import my_envs\n" + VALUE))
+    assert metadata_of(result) == {"dependencies": ["numpy", "my-envs"]}
+    assert result.startswith(own)
+    assert capsys.readouterr().err == ""
+
+
+NOTHING = '# /// script\n# requires-python = ">=3.11"\n# dependencies = []\n# ///\n'
 
 
 def test_a_common_of_ones_own(tmp_path):
@@ -365,24 +755,22 @@ def test_a_common_of_ones_own(tmp_path):
     more = "from common.numbers import TWO, twice\n\n\ndef four(twice=TWO):\n    return 2 * twice\n"
     written(tmp_path / "common", more, "more.py")
     text = "from common.more import four\n\nprint(four())\n"
-    expected = "import functools\n\n# --- numbers and more\n\n\n# Only once\n@functools.cache\n"
-    expected += (
-        "def thrice(x):\n    return 3 * x\n\n\nONE = 1\nTWO = thrice(ONE) - ONE  # two\n\n\n"
-    )
+    expected = NOTHING + "\nimport functools\n\n# --- numbers\n\n\n# Only once\n"
+    expected += "@functools.cache\ndef thrice(x):\n    return 3 * x\n\n\n"
+    expected += "ONE = 1\nTWO = thrice(ONE) - ONE  # two\n\n\n# --- more\n\n\n"
     expected += "def four(twice=TWO):\n    return 2 * twice\n\n\nprint(four())\n"
     assert single_file.single_file(written(tmp_path, text)) == expected
 
 
-def test_an_import_below_other_statements(tmp_path):
+def test_an_import_below_other_statements(folder):
     text = "import sys\n\nsys.path.append('.')\n\nfrom common.networks import MLP\n\nprint(MLP)\n"
-    result = single_file.single_file(written(tmp_path, text))
-    head = "import sys\n\nimport torch\nfrom torch import nn\n\nsys.path.append('.')\n\n\n"
-    assert result.startswith(head + "# --- networks\n\n\nclass MLP(")
+    result = single_file.single_file(written(folder, text))
+    head = "# ///\n\nimport sys\n\nimport torch\nfrom torch import nn\n\nsys.path.append('.')\n\n\n"
+    _, metadata, below = result.partition(head)
+    assert metadata
+    assert below.startswith("# --- networks\n\n\nclass MLP(")
     assert "common" not in result
-    assert result.endswith("last.bias)\n\n\nprint(MLP)\n")
-
-
-VALUE = "from common.networks import Value\n\nprint(Value)\n"
+    assert result.endswith("torch.tanh(obs)\n\n\nprint(MLP)\n")
 
 
 @pytest.mark.parametrize(
@@ -410,11 +798,11 @@ VALUE = "from common.networks import Value\n\nprint(Value)\n"
             "import mine as nn\n" + VALUE,
             "nn is defined by `from torch import nn` and by `import mine as nn`",
         ),
-        (VALUE + "sorted = 1\n", "sorted is defined in Python and in "),
+        (VALUE + "super = 1\n", "super is defined in Python and in "),
     ],
 )
-def test_bad_input(text, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_bad_input(text, words, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
     if text is not None:
         Path("variant.py").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(SystemExit) as stop:
@@ -443,27 +831,25 @@ def test_a_common_that_cannot_be_moved(text, words, tmp_path, capsys):
     assert words in err
 
 
-def test_names_that_do_not_clash(tmp_path):
+def test_names_that_do_not_clash(folder):
     """Those of parts that are not used, local ones, and the same thing imported twice."""
     text = "import torch\nimport torch.nn.functional\nfrom torch import nn\n\n"
     text += (
         VALUE
         + "gather = RewardScaler = 1\n\n\ndef f(CNN):\n    MLP = CNN, torch, nn\n    return MLP\n"
     )
-    result = single_file.single_file(written(tmp_path, text))
+    result = single_file.single_file(written(folder, text))
     exec(compile(result, "result", "exec"), {})
 
 
-def test_the_four_files_are_clean_and_so_are_files_of_fewer_parts(tmp_path):
-    for script in SCRIPTS:
-        written(tmp_path, RESULTS[script], f"my_{script}.py")
-    for number, (text, _) in enumerate(USES):
-        path = written(tmp_path, text)
-        written(tmp_path, single_file.single_file(path), f"uses{number}.py")
-    written(tmp_path, single_file.single_file(written(tmp_path, IMPORTS)), "imports.py")
-    (tmp_path / "variant.py").unlink()
+def test_the_four_files_are_clean_and_so_are_files_of_fewer_parts(folder):
+    results = {f"my_{script}": RESULTS[script] for script in SCRIPTS}
+    for number, text in enumerate([GAE, IMPORTS, TYPED, *(text for text, _ in USES)]):
+        results[f"small{number}"] = single_file.single_file(written(folder, text))
+    for name, result in results.items():
+        written(folder / "results", result, f"{name}.py")
     ruff = [sys.executable, "-m", "ruff"]
     for command in (["check"], ["format", "--check"]):
-        options = ["--no-cache", "--config", str(ROOT / "pyproject.toml"), str(tmp_path)]
+        options = ["--no-cache", "--config", str(ROOT / "pyproject.toml"), str(folder / "results")]
         done = subprocess.run([*ruff, *command, *options], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout

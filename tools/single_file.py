@@ -8,9 +8,10 @@ import re
 import symtable
 import sys
 import tokenize
+import tomllib
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import chain, dropwhile, groupby, takewhile
+from itertools import dropwhile, groupby, takewhile
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -18,8 +19,12 @@ import tyro
 
 from tools import fail
 
+ROOT = Path(__file__).parents[1]
 IMPORTS = ast.Import, ast.ImportFrom
 FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
+THE_RUN = "# --- the run"  # the parts of common/ go above this line
+POSTPONED = "from __future__ import annotations"  # then none has to be quoted
+METADATA = "# /// script"  # the first line of the comment from which uv installs (PEP 723)
 PLAIN = re.compile(r"from common\.(\w+) import (\w+, )*\w+")
 OTHER = re.compile(r"import (.*, )?common\b|from (common\b|\.)|from .*\*")
 
@@ -42,14 +47,18 @@ class Piece(NamedTuple):
     common: str = ""  # the file in common/ that it is from
 
 
+# --- reading
+
+
 def global_names(text):
-    """Those that a statement reads and those that it binds, by Python's own rules of scope."""
+    """What a statement reads and what it binds, by Python's own rules of scope."""
     tables = [symtable.symtable(text, "", "exec")]
     for table in tables:  # it grows
         tables += table.get_children()
     symbols = [x for table in tables for x in table.get_symbols() if x.is_global()]
+    reads = {x.get_name() for x in symbols if x.is_referenced()}
     binds = {x.get_name() for x in symbols if x.is_assigned() or x.is_imported()}
-    return {x.get_name() for x in symbols if x.is_referenced()}, binds
+    return reads, binds
 
 
 def is_text(node):
@@ -60,137 +69,296 @@ def refuse(path, node, why):
     fail(f"{path}, line {node.lineno}: {why}")
 
 
+def check_imports(path, statement):
+    """Refuse imports of common/ that the definitions of the names could not replace."""
+    for node in ast.walk(statement):
+        text = ast.unparse(node) if isinstance(node, IMPORTS) else ""
+        is_plain = node is statement and PLAIN.fullmatch(text)
+        if OTHER.match(text) and not is_plain:
+            form = "`from common.FILE import NAME` at the top level"
+            refuse(path, node, f"`{text}` cannot be replaced, only {form}")
+
+
+def imported_names(piece):
+    """A piece for each name of an import; the first one has its lines and those above."""
+    node = piece.node
+    start = f"from {node.module} import" if isinstance(node, ast.ImportFrom) else "import"
+    for alias in node.names:
+        text = f"{start} {ast.unparse(alias)}"
+        common = PLAIN.sub(r"\1", text) if PLAIN.match(text) else ""
+        binds = {(alias.asname or alias.name).split(".")[0]}
+        yield piece._replace(reads=set(), binds=binds, text=text, common=common)
+        piece = piece._replace(above=[], lines=[])
+
+
 def read(path):
     """The pieces of a file; the last is what comes after all statements."""
-    end = 0
     with tokenize.open(path) as file:
         lines = file.read().split("\n")
+    pieces = []
+    end = 0
     for node in ast.parse("\n".join(lines), path).body:
-        for x in ast.walk(node):
-            text = ast.unparse(x) if isinstance(x, IMPORTS) else ""
-            if OTHER.match(text) and not (x is node and PLAIN.fullmatch(text)):
-                form = "`from common.FILE import NAME` at the top level"
-                refuse(path, x, f"`{text}` cannot be replaced, only {form}")
-        start = min(x.lineno for x in [node, *getattr(node, "decorator_list", [])]) - 1
-        if start < end:
+        check_imports(path, node)
+        first = min([node, *getattr(node, "decorator_list", [])], key=lambda x: x.lineno)
+        if first.lineno <= end:
             refuse(path, node, "there are two statements on one line")
-        above, own, end = lines[end:start], lines[start : node.end_lineno], node.end_lineno
-        if not isinstance(node, IMPORTS):
-            yield Piece(path, node, above, own, *global_names("\n".join(own)))
-            continue
-        for alias in node.names:
-            bound = (alias.asname or alias.name).split(".")[0]
-            word = f"from {node.module} import" if isinstance(node, ast.ImportFrom) else "import"
-            text = f"{word} {ast.unparse(alias)}"
-            common = PLAIN.sub(r"\1", text) if PLAIN.match(text) else ""
-            yield Piece(path, node, above, own, set(), {bound}, text, common)
-            above, own = [], []  # the first name has them
-    yield Piece(path, ast.Pass(), lines[end:], [], set(), set())
+        above = lines[end : first.lineno - 1]
+        own = lines[first.lineno - 1 : node.end_lineno]
+        end = node.end_lineno
+        piece = Piece(path, node, above, own, *global_names("\n".join(own)))
+        pieces += imported_names(piece) if isinstance(node, IMPORTS) else [piece]
+    return [*pieces, Piece(path, ast.Pass(), lines[end:], [], set(), set())]
 
 
 def load(path, folder, files):
     """Put the pieces of a file into files, after those of the files of common/ that it needs."""
+    files[path] = []  # of files that import each other in a circle, the first has no names yet
     try:
-        pieces, files[path] = list(read(path)), []
+        pieces = read(path)
     except (OSError, SyntaxError, ValueError) as error:
         fail(f"cannot read {path}: {error}")
     for piece in pieces:
-        if path.parent == folder and piece.lines and not (piece.binds or is_text(piece.node)):
+        moves = path.parent == folder and piece.lines and not is_text(piece.node)
+        if moves and not piece.binds:
             refuse(path, piece.node, "only definitions and imports can be moved")
+        if not piece.common:
+            continue
         source = folder / f"{piece.common}.py"
-        if piece.common and source not in files:
+        if source not in files:
             load(source, folder, files)
-        if piece.common and not any(piece.binds <= x.binds for x in files[source]):
+        if not any(piece.binds <= x.binds for x in files[source]):
             refuse(path, piece.node, f"there is no {min(piece.binds)} in {source}")
-    files[path] = files.pop(path) + pieces  # now the last
+    del files[path]
+    files[path] = pieces  # now the last
+
+
+# --- choosing
+
+
+def reachable(names, pieces):
+    """The names, and all that their definitions read, directly or through other definitions."""
+    found = set()
+    waiting = [*names]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [x for piece in pieces if name in piece.binds for x in piece.reads]
+    return found
 
 
 def used_parts(files):
-    """What the last of the files uses of the others, down to the bottom, in their order."""
+    """What the last of the files uses of the others, in their order."""
     *others, script = files.values()
-    library = [x for x in chain(*others) if not x.common]
+    library = [x for pieces in others for x in pieces if not x.common]
     own = [x for x in script if not x.common]
     imported = set().union(*(x.binds for x in script if x.common))
-    parts, wanted = [], [name for x in own for name in x.reads & imported]
-    for name in wanted:  # it grows
-        new = [x for x in library if name in x.binds and x not in parts]
-        parts += new
-        wanted += chain(*(x.reads for x in new))
+    wanted = [name for x in own for name in x.reads & imported]
+    used = reachable(wanted, library)
+    parts = [x for x in library if x.binds & used]
+    check_meanings(own + parts, files)
+    return parts
+
+
+def check_meanings(pieces, files):
+    """Refuse a name that would mean two things in one file."""
     meanings = defaultdict(set)
-    for piece in own + parts:
+    for piece in pieces:
         for name in piece.binds:
-            text = f"import {name}" if piece.text.startswith(f"import {name}.") else piece.text
+            is_package = piece.text.startswith(f"import {name}.")  # import a.b binds a
+            text = f"import {name}" if is_package else piece.text
             meanings[name].add(f"by `{text}`" if text else f"in {piece.path}")
         for name in piece.reads.difference(*(x.binds for x in files[piece.path])):
             meanings[name].add("in Python")
     for name, found in sorted(meanings.items()):
         if len(found) > 1:
             fail(f"{name} is defined {' and '.join(sorted(found))}: rename one of them")
-    return [x for x in library if x in parts]
+
+
+def names_at_once(node):
+    """Names that Python looks up when it executes a statement, not only in a later call.
+
+    Annotations of functions are left out: with_quotes lets them wait.
+    """
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+        yield node.id
+    children = ast.iter_child_nodes(node)
+    if isinstance(node, FUNCTIONS):
+        defaults = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
+        children = node.decorator_list + defaults
+    for child in children:
+        yield from names_at_once(child)
+
+
+def place_of_parts(names, body):
+    """The index of the statement of a script that the definitions of these names come before.
+
+    It is the first one of the run, or the first function where there is no such heading. But no
+    statement that uses the names at once may stand above them.
+    """
+    has_run = any(THE_RUN in x.above for x in body)
+    for i, piece in enumerate(body):
+        is_usual = THE_RUN in piece.above if has_run else isinstance(piece.node, FUNCTIONS)
+        if is_usual or names & reachable(names_at_once(piece.node), body):
+            return i
+    return len(body) - 1
+
+
+# --- writing
+
+
+def cut(line, column):
+    """The two parts of a line; ast counts columns in bytes."""
+    text = line.encode()
+    return text[:column].decode(), text[column:].decode()
+
+
+def row_of(piece):
+    """How the line of an import begins; names from one module share a line."""
+    return piece.text if " as " in piece.text else piece.text.split(" import ")[0]
+
+
+def section(row):
+    package = row.split()[1].split(".")[0]
+    return package != "__future__", package not in sys.stdlib_module_names
+
+
+def row_order(row):
+    """As ruff sorts them: by section, form and module."""
+    word, module = row.split()[:2]
+    return section(row), word == "from", module.lower(), row
+
+
+def name_order(name):
+    """CONSTANT, Class, function."""
+    is_constant = name.isupper() and len(name) > 1
+    return not is_constant, not name[:1].isupper(), name.lower()
+
+
+def import_line(row, pieces):
+    """The names in one line if they fit, and the comments that stood behind them."""
+    names = {x.text.removeprefix(f"{row} import ") for x in pieces if x.text != row}
+    names = sorted(names, key=name_order)
+    line = f"{row} import {', '.join(names)}" if names else row
+    if len(line) > 100 and names:
+        line = f"{row} import (\n    " + ",\n    ".join(names) + ",\n)"
+    behind = [cut(x.lines[-1], x.node.end_col_offset)[1] for x in pieces if x.lines]
+    return line + "".join(behind)
 
 
 def import_lines(pieces):
-    """Imports in one block, sorted as ruff does it, with the comments above and behind them."""
-    rows = defaultdict(lambda: (set(), [], []))
+    """Imports in one block, with the comments above them."""
+    rows = defaultdict(list)
     for piece in pieces:
-        head, _, name = piece.text.partition(" import ")
-        if " as " in name:
-            head, name = piece.text, ""
-        names, above, behind = rows[head]
-        names.add(name)
-        above += filter(None, piece.above)
-        behind += [x.encode()[piece.node.end_col_offset :].decode() for x in piece.lines[-1:]]
-
-    def place(row):
-        word, module = row.split()[:2]
-        top = module.split(".")[0]
-        section = top != "__future__", top not in sys.stdlib_module_names
-        return section, word == "from", module.lower(), row
-
-    def rank(name):  # CONSTANT, Class, function
-        return not (name.isupper() and len(name) > 1), not name[:1].isupper(), name.lower()
-
+        rows[row_of(piece)].append(piece)
     lines = []
-    for _, section in groupby(sorted(rows, key=place), lambda row: place(row)[0]):
+    for _, group in groupby(sorted(rows, key=row_order), section):
         lines.append("")
-        for row in section:
-            names, above, behind = rows[row]
-            text = f"{row} import {', '.join(sorted(names, key=rank))}".removesuffix(" import ")
-            if len(text) > 100 and "" not in names:
-                text = text.replace(", ", ",\n    ").replace("import ", "import (\n    ") + ",\n)"
-            lines += [""] if above and lines[-1] else []
-            lines += [*above, text + "".join(behind)]
+        for row in group:
+            above = [line for piece in rows[row] for line in piece.above if line]
+            if above and lines[-1]:
+                lines.append("")
+            lines += [*above, import_line(row, rows[row])]
     return lines
+
+
+def moved_lines(parts):
+    """Definitions of common/, those of each file under its name."""
+    lines = []
+    path = None
+    end = 0
+    for piece in parts:
+        if piece.path != path:
+            lines += ["", "", f"# --- {piece.path.stem}"]
+        if piece.path != path or piece.node.lineno > end + 1:
+            lines += ["", ""]
+        comments = [*takewhile(len, reversed(piece.above))]
+        lines += [*reversed(comments), *piece.lines]
+        path = piece.path
+        end = piece.node.end_lineno
+    return lines
+
+
+def with_quotes(piece, names):
+    """The lines of a statement that stands above these names, which its annotations quote."""
+    nodes = [*ast.walk(piece.node)]
+    annotations = [x.annotation for x in nodes if isinstance(x, ast.arg)]
+    annotations += [x.returns for x in nodes if isinstance(x, FUNCTIONS)]
+    waiting = [x for x in annotations if x and names & {*names_at_once(x)}]
+    lines = [*piece.lines]
+    top = piece.node.end_lineno - len(lines) + 1
+    for x in sorted(waiting, key=lambda x: (x.lineno, x.col_offset), reverse=True):
+        first, last = x.lineno - top, x.end_lineno - top
+        before, _ = cut(lines[first], x.col_offset)
+        _, after = cut(lines[last], x.end_col_offset)
+        lines[first : last + 1] = [f'{before}"{ast.unparse(x)}"{after}']
+    return lines
+
+
+def body_lines(body, moved, is_postponed):
+    """The statements of the script and, among them, those that are moved."""
+    names = set().union(*(x.binds for x in moved))
+    place = place_of_parts(names, body)
+    lines = []
+    for piece in body[:place]:
+        lines += piece.above
+        lines += piece.lines if is_postponed else with_quotes(piece, names)
+    if moved:
+        lines += moved_lines(moved)[place == 0 :]  # ruff wants one blank line below imports
+        above = dropwhile(lambda line: not line, body[place].above)
+        body[place] = body[place]._replace(above=["", "", *above])
+    for piece in body[place:]:
+        lines += [*piece.above, *piece.lines]
+    return lines
+
+
+def packages(text):
+    """The top-level modules that a text imports, without those of Python itself."""
+    modules = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            modules.add(node.module.split(".")[0])
+    return sorted(modules - sys.stdlib_module_names)
+
+
+def metadata_lines(text):
+    """What `uv run` installs: the packages of a text, pinned as in pyproject.toml (PEP 723)."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    groups = [project["project"]["dependencies"], *project["dependency-groups"].values()]
+    pins = {pin.split("==")[0].replace("-", "_"): pin for group in groups for pin in group}
+    wanted = []
+    for package in packages(text):
+        if package.lower() in pins:
+            wanted.append(f'#     "{pins[package.lower()]}",')
+        else:
+            why = "unless it is a file of your own, add it to the dependencies in the first lines"
+            print(f"note: pyproject.toml has no version of {package}, {why}", file=sys.stderr)
+    python = f'# requires-python = "{project["project"]["requires-python"]}"'
+    dependencies = ["# dependencies = [", *wanted, "# ]"] if wanted else ["# dependencies = []"]
+    return [METADATA, python, *dependencies, "# ///"]
 
 
 def single_file(path):
     """The text of the one file."""
-    folders, files = [path.parent / "common", Path(__file__).parents[1] / "common"], {}
+    folders = [path.parent / "common", ROOT / "common"]
+    files = {}
     load(path, next(filter(Path.is_dir, folders)), files)
-    parts, (first, *rest) = used_parts(files), files[path]
-    head, rest = first.above, [first._replace(above=[]), *rest]
-    if is_text(first.node):
-        head += rest.pop(0).lines
-    header = [*takewhile(lambda x: x.text, rest)]
-    body = [x for x in rest[len(header) :] if not x.common]
-    header = [x for x in header if not x.common]
-    header += [x._replace(above=[], lines=[]) for x in parts if x.text]
+    parts = used_parts(files)
+    first, *rest = files[path]
+    head = first.above
+    docstring = first.lines if is_text(first.node) else []
+    pieces = rest if docstring else [first._replace(above=[]), *rest]
+    header = [*takewhile(lambda x: x.text, pieces)]
+    body = [x for x in pieces[len(header) :] if not x.common]
+    imports = [x for x in header if not x.common]
+    imports += [x._replace(above=[], lines=[]) for x in parts if x.text]
     moved = [x for x in parts if not x.text]
-    names = set().union(*(x.binds for x in moved))
-    needy = [i for i, x in enumerate(body) if isinstance(x.node, FUNCTIONS) or x.reads & names]
-    lines = head + import_lines(header)
-    for i, piece in enumerate(body):
-        if moved and i == needy[0]:
-            title = " and ".join(dict.fromkeys(x.path.stem for x in moved))
-            lines += [*([""] if i == 0 else ["", ""]), f"# --- {title}"]  # as ruff has it
-            for last, x in zip([piece, *moved], moved):
-                close = x.path == last.path and x.node.lineno == last.node.end_lineno + 1
-                comments = [*takewhile(len, reversed(x.above))][::-1]
-                lines += [*([] if close else ["", ""]), *comments, *x.lines]
-            lines += ["", "", *dropwhile(lambda x: not x, piece.above), *piece.lines]
-        else:
-            lines += piece.above + piece.lines
-    return "\n".join(lines).strip("\n") + "\n"
+    is_postponed = any(x.text == POSTPONED for x in header)
+    code = import_lines(imports) + body_lines(body, moved, is_postponed)
+    metadata = [] if METADATA in head else metadata_lines("\n".join(code))
+    return "\n".join([*head, *metadata, *docstring, *code]).strip("\n") + "\n"
 
 
 def main(args):
