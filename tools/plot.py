@@ -91,14 +91,13 @@ def read_run(path, column):
 def add_unless_shorter(run, found):
     """Add a run. Of two with the same options and seed, the longer one stays."""
     key = (run.env, run.script, run.seed, *run.options.items())
-    if key not in found:
+    other = found.get(key)
+    if other is None:
         found[key] = run
         return
-    kept, left_out = found[key], run
-    if run.last_step > found[key].last_step:
-        kept, left_out = run, found[key]
-    found[key] = kept
-    print(f"{left_out.folder} has options and seed of {kept.folder}: left out")
+    longer, shorter = (run, other) if run.last_step > other.last_step else (other, run)
+    found[key] = longer
+    print(f"{shorter.folder} has options and seed of {longer.folder}: left out")
 
 
 def group_by_label(found):

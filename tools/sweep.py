@@ -1,11 +1,12 @@
-"""Train scripts × environments × seeds in parallel processes; what is done is not done again.
+"""Train scripts × environments × seeds in parallel, without doing twice what is done.
 
 Run: python -m tools.sweep benchmark
      python -m tools.sweep --scripts ppo "ppo --clip-eps 0.1" --envs CartPole-v1 --seeds 5
 
-A finished run leaves RESULTS/NAME/ENV/SCRIPT/seedN, with config.json and three columns of
-metrics.csv (of long runs every k-th row), and a line in RESULTS/NAME/runs.csv: its command, what it
-came to, versions. An interrupted one starts anew, so each curve is what its command gives.
+A finished run leaves RESULTS/NAME/ENV/SCRIPT/seedN, with config.json and three columns
+of metrics.csv (of long runs every k-th row), and a line in RESULTS/NAME/runs.csv: its
+command, what it came to, versions. An interrupted run starts anew, so each curve is what its
+command gives.
 """
 
 import csv
@@ -19,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
@@ -30,10 +32,18 @@ import tyro
 from tools import fail
 
 FOUR = ["vanilla_pg", "is_pg", "trpo", "ppo"]
-TASKS = ["HalfCheetah", "Hopper", "InvertedDoublePendulum", "InvertedPendulum", "Reacher"]
-TASKS += ["Swimmer", "Walker2d"]  # the seven of Schulman et al. 2017, section 6.1
+TASKS = [  # the seven of Schulman et al. 2017, section 6.1
+    "HalfCheetah",
+    "Hopper",
+    "InvertedDoublePendulum",
+    "InvertedPendulum",
+    "Reacher",
+    "Swimmer",
+    "Walker2d",
+]
 MUJOCO = [f"{task}-v5 --total-steps 1000000" for task in TASKS]
-RANDOM = [f"{task}-v5 --total-steps 150000" for task in TASKS]  # 100 episodes, 1,000 steps each
+# Enough for 100 episodes of up to 1,000 steps
+RANDOM = [f"{task}-v5 --total-steps 150000" for task in TASKS]
 LANDER = "LunarLander-v3 --total-steps 300000"
 CLASSIC = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", LANDER]
 OTHERS = [
@@ -51,30 +61,33 @@ PONG = (
 )
 
 
-def reuse(*step_sizes):
-    """Scripts for the question what ten steps on one batch of 8 × 256 transitions come to."""
-    batch = [f"--num-steps 256 --policy-lr {size} --policy-epochs" for size in step_sizes]
+def reuse(*learning_rates):
+    """Scripts that show what ten steps on one batch of 8 × 256 transitions come to."""
+    batch = [f"--num-steps 256 --policy-lr {lr} --policy-epochs" for lr in learning_rates]
     vanilla = [f"vanilla_pg {options} {epochs}" for options in batch for epochs in (1, 10)]
     weighted = [f"is_pg {options} 10" for options in batch]
-    return [*vanilla, *weighted, "trpo", "ppo", f"ppo --policy-lr {step_sizes[-1]}"]
+    return [*vanilla, *weighted, "trpo", "ppo", f"ppo --policy-lr {learning_rates[-1]}"]
 
 
-def weightings(step_size):
+def weightings(learning_rate):
     """The same ten steps with each kind of importance weight."""
-    options = f"is_pg --num-steps 256 --policy-lr {step_size} --policy-epochs 10 --weighting"
-    return [f"{options} {weighting}" for weighting in ("step", "trajectory", "per-decision")]
+    options = f"--num-steps 256 --policy-lr {learning_rate} --policy-epochs 10"
+    kinds = ("step", "trajectory", "per-decision")
+    return [f"is_pg {options} --weighting {kind}" for kind in kinds]
 
 
-# sb3-contrib's TRPO in RL Baselines3 Zoo: these for Hopper and Walker2d, for Swimmer another γ
-ZOO = "trpo --gamma 0.99 --value-epochs 20 --minibatch-size 128 --cg-iters 25 --num-envs 2"
-ZOO += " --num-steps 1024 --max-kl 0.01"
+# RL Baselines3 Zoo's TRPO, of sb3-contrib: for Swimmer it has another γ
+ZOO = (
+    "trpo --gamma 0.99 --value-epochs 20 --minibatch-size 128 --cg-iters 25 --num-envs 2"
+    " --num-steps 1024 --max-kl 0.01"
+)
 SWIMMER = ["trpo --gamma 0.9999", ZOO.replace("0.99", "0.9999")]
-CONSTRAINTS = ["ppo --clip-eps 0.1", "ppo --clip-eps 0.3", "ppo --clip-eps inf"]
-CONSTRAINTS += ["trpo --max-kl 0.003", "trpo --max-kl 0.01", "trpo --max-kl 0.03"]
+CLIPS = [f"ppo --clip-eps {clip_eps}" for clip_eps in ("0.1", "0.3", "inf")]
+REGIONS = [f"trpo --max-kl {max_kl}" for max_kl in ("0.003", "0.01", "0.03")]
 SUITES = {  # scripts, environments, number of seeds
     "benchmark": [(FOUR, CLASSIC, 5), (FOUR, MUJOCO, 3)],
     "random": [(["vanilla_pg --policy-lr 0 --value-epochs 1"], RANDOM, 3)],
-    "table1": [(CONSTRAINTS, MUJOCO, 3)],  # with the defaults, which are in benchmark
+    "table1": [([*CLIPS, *REGIONS], MUJOCO, 3)],  # the defaults are in benchmark
     "reuse": [
         (reuse("3e-3", "1e-2"), ["CartPole-v1"], 10),
         (reuse("1e-3", "3e-3"), ["HalfCheetah-v5 --total-steps 300000"], 10),
@@ -92,7 +105,7 @@ SUITES = {  # scripts, environments, number of seeds
 }
 PACKAGES = ["torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "minigrid"]
 COLUMNS = ["command", "exit_code", "step", "episodes", "return_last100", "seconds", "versions"]
-MOST_ROWS = 1000  # of a curve that is kept
+MOST_ROWS = 1000  # that are kept of a curve
 
 
 @dataclass
@@ -118,14 +131,15 @@ def slug(words):
 
 
 def expand(scripts, envs, seeds):
-    """The runs of scripts × environments × seeds; all of a seed, then all of the next."""
+    """The runs of scripts × environments × seeds, one seed after the other."""
     for seed, env, script in product(range(1, seeds + 1), envs, scripts):
         env_id, *options = shlex.split(env)
-        kwargs = options[options.index("--env-kwargs") + 1] if "--env-kwargs" in options else ""
-        kwargs = "" if "ALE/" in env_id else kwargs
         name, *own = shlex.split(script)
         words = ["python", f"{name}.py", "--env-id", env_id, *options, *own, "--seed", str(seed)]
-        place = Path(slug(env_id + kwargs), slug(script), f"seed{seed}")
+        env_name = env_id
+        if "--env-kwargs" in options and "ALE/" not in env_id:
+            env_name += options[options.index("--env-kwargs") + 1]
+        place = Path(slug(env_name), slug(script), f"seed{seed}")
         yield Run(shlex.join(words), place)
 
 
@@ -140,11 +154,15 @@ def commit():
         if done.returncode:
             return ""
         answers.append(done.stdout.strip())
-    return f"commit {answers[0]}{'+' * bool(answers[1])}"
+    revision, changes = answers
+    return f"commit {revision}+" if changes else f"commit {revision}"
 
 
 def versions():
-    known = [f"python {platform.python_version()}", *filter(None, [commit()])]
+    known = [f"python {platform.python_version()}"]
+    revision = commit()
+    if revision:
+        known.append(revision)
     for package in PACKAGES:
         try:
             known.append(f"{package} {importlib.metadata.version(package)}")
@@ -154,82 +172,127 @@ def versions():
 
 
 def keep(run_dir, place):
-    """Copy config.json and three columns of the metrics. Returns what the run came to."""
+    """Keep config.json and three metrics of a run. Returns what the run came to."""
     with open(run_dir / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     stride = math.ceil(len(rows) / MOST_ROWS)
     place.mkdir(parents=True, exist_ok=True)
     with open(place / "metrics.csv", "w") as file:
         file.write("step,episodes,return_last100\n")
-        for end in range((len(rows) - 1) % stride, len(rows), stride):  # the last one is in
+        for end in range((len(rows) - 1) % stride, len(rows), stride):  # up to the last row
             merged = rows[max(end - stride + 1, 0) : end + 1]
             episodes = sum(int(row["episodes"]) for row in merged)
             file.write(f"{rows[end]['step']},{episodes},{rows[end]['return_last100']}\n")
     shutil.copy(run_dir / "config.json", place)
-    last = {key: rows[-1][key] for key in ("step", "return_last100", "seconds")}
-    return last | dict(episodes=sum(int(row["episodes"]) for row in rows))
+    return dict(
+        step=rows[-1]["step"],
+        episodes=sum(int(row["episodes"]) for row in rows),
+        return_last100=rows[-1]["return_last100"],
+        seconds=rows[-1]["seconds"],
+    )
 
 
 def train(run, runs, children):
-    """Run the command to its end in a folder of its own. Returns exit code and its last words."""
+    """Run the command to its end in a new folder. Returns exit code and last line."""
     run_dir = runs / run.place
-    shutil.rmtree(run_dir, ignore_errors=True)  # an interrupted one
+    shutil.rmtree(run_dir, ignore_errors=True)  # left by an interrupted run
     _, script, *options = shlex.split(run.command)
     words = [sys.executable, script, *options, "--run-dir", str(run_dir)]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     children.append(child)
-    said, _ = child.communicate()
+    output, _ = child.communicate()
     children.remove(child)
-    return child.returncode, (said.strip().splitlines() or [""])[-1]
+    lines = output.strip().splitlines()
+    return child.returncode, lines[-1] if lines else ""
 
 
-def main(args):
+def has_result(code, words, metrics):
+    """Whether the run came to its end, or diverged, which is a result too."""
+    diverged = code == 1 and "NaN or infinity at step" in words
+    over = code == 0 or diverged
+    return over and metrics.exists() and metrics.stat().st_size > 0
+
+
+def append(ledger, row):
+    with open(ledger, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def commands_of(ledger):
+    """The commands of the runs that are done."""
+    if not ledger.exists():
+        return set()
+    with open(ledger, newline="") as file:
+        return {row["command"] for row in csv.DictReader(file)}
+
+
+def check_arguments(args):
     if bool(args.suite) == bool(args.scripts and args.envs):
         fail(f"name a suite ({', '.join(SUITES)}), or give --scripts and --envs")
     if args.suite not in ("", *SUITES):
         fail(f"there is no suite {args.suite}, only {', '.join(SUITES)}")
     if args.jobs < 1 or args.seeds < 1:
         fail("--jobs and --seeds must be at least 1")
-    groups = SUITES[args.suite] if args.suite else [(args.scripts, args.envs, args.seeds)]
-    results, runs = Path(args.results, args.suite or args.name), Path(args.runs)
-    results.mkdir(parents=True, exist_ok=True)
-    ledger, done = results / "runs.csv", set()
-    if ledger.exists():
-        with open(ledger, newline="") as file:
-            done = {row["command"] for row in csv.DictReader(file)}
-    wanted = [run for group in groups for run in expand(*group) if args.only in run.command]
-    todo, children, failures = [run for run in wanted if run.command not in done], [], 0
-    if shared := [run.place for run in wanted if [x.place for x in wanted].count(run.place) > 1]:
-        fail(f"{shared[0]} would be the folder of two runs: have them differ in --scripts")
-    if taken := [run for run in todo if (results / run.place).exists()]:
-        where, command = results / taken[0].place, taken[0].command
-        fail(f"{where} has another run than `{command}`: give a --name, or remove it")
-    print(f"{len(wanted)} runs, of which {len(wanted) - len(todo)} are done")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    pool = ThreadPoolExecutor(args.jobs)
-    futures = {pool.submit(train, run, runs / results.name, children): run for run in todo}
+
+
+def refuse_shared_folders(wanted, todo, results):
+    """Exit if two runs have one folder, or if a new run would overwrite another."""
+    counts = Counter(run.place for run in wanted)
+    for place, count in counts.items():
+        if count > 1:
+            fail(f"{place} would be the folder of two runs: have them differ in --scripts")
+    for run in todo:
+        where = results / run.place
+        if where.exists():
+            fail(f"{where} has another run than `{run.command}`: give a --name, or remove it")
+
+
+def run_all(todo, jobs, runs, results):
+    """Train side by side, keeping each result. Returns the number of failures."""
+    children = []
+    failures = 0
+    pool = ThreadPoolExecutor(jobs)
+    futures = {pool.submit(train, run, runs, children): run for run in todo}
     try:
         for count, future in enumerate(as_completed(futures), 1):
-            run, (code, words) = futures[future], future.result()
+            run = futures[future]
+            code, words = future.result()
             print(f"{count}/{len(todo)}  {run.command}  ", end="")
-            metrics = runs / results.name / run.place / "metrics.csv"
-            diverged = code == 1 and "NaN or infinity at step" in words  # which is a result
-            if not (code == 0 or diverged) or not metrics.exists() or metrics.stat().st_size == 0:
+            metrics = runs / run.place / "metrics.csv"
+            if not has_result(code, words, metrics):
                 failures += 1
                 print(f"FAILED, exit code {code}: {words}", flush=True)
                 continue
-            row = keep(metrics.parent, results / run.place)
-            row |= dict(command=run.command, exit_code=code, versions=versions())
-            print(f"return {float(row['return_last100'] or 'nan'):.1f}", flush=True)
-            with open(ledger, "a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerow(row)
+            outcome = keep(metrics.parent, results / run.place)
+            print(f"return {float(outcome['return_last100'] or 'nan'):.1f}", flush=True)
+            how = dict(command=run.command, exit_code=code, versions=versions())
+            append(results / "runs.csv", how | outcome)
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in [*children]:
+        for child in [*children]:  # a copy: the threads remove those that end
             child.terminate()
+        raise
+    return failures
+
+
+def main(args):
+    check_arguments(args)
+    results = Path(args.results, args.suite or args.name)
+    results.mkdir(parents=True, exist_ok=True)
+    ledger = results / "runs.csv"
+    done = commands_of(ledger)
+    groups = SUITES[args.suite] if args.suite else [(args.scripts, args.envs, args.seeds)]
+    wanted = [run for group in groups for run in expand(*group) if args.only in run.command]
+    todo = [run for run in wanted if run.command not in done]
+    refuse_shared_folders(wanted, todo, results)
+    print(f"{len(wanted)} runs, of which {len(wanted) - len(todo)} are done")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        failures = run_all(todo, args.jobs, Path(args.runs, results.name), results)
+    except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on: {ledger} has what is done")
         raise SystemExit(130) from None
     if failures:
