@@ -2,8 +2,8 @@
 
 Run: python -m tools.exact --output docs/bias_variance.png
 
-In a random problem of 4 steps, with all probabilities of its transitions and of the old policy in
-quarters, a batch can hold every path as often as the old policy takes it: its mean is the
+In a random problem of 4 steps, where all probabilities of transitions and of the old policy
+are quarters, a batch can hold every path as often as the old policy takes it: its mean is the
 expectation. The figure follows the estimates of ∇J as the policy moves away along ∇J.
 """
 
@@ -22,7 +22,8 @@ from common.returns import gae
 from tools import fail
 
 HORIZON, STATES, ACTIONS, END = 4, 3, 3, 3  # the states are 0, 1, 2 and the end
-WEIGHTINGS = ["none", "step", "trajectory", "per-decision"]  # none: ∇log π A, as vanilla_pg.py
+# none: ∇log π A, as in vanilla_pg.py
+WEIGHTINGS = ["none", "step", "trajectory", "per-decision"]
 
 
 class Paths(NamedTuple):
@@ -45,7 +46,7 @@ class Problem:
         self.gamma = gamma
         self.rewards = np.tile(rng.normal(size=(STATES + 1, ACTIONS)), (HORIZON, 1, 1))
         self.rewards[:, END] = 0
-        # The next state, and the old policy's action, by one of four equally likely draws
+        # One of four equally likely draws gives the next state, or the old policy's action
         self.next_states = rng.integers(0, STATES + 1, (STATES + 1, ACTIONS, 4))
         self.next_states[:STATES, :, 0] = rng.integers(0, STATES, (STATES, ACTIONS))
         self.next_states[END] = END
@@ -65,17 +66,20 @@ class Problem:
 
     def paths(self):
         draws = np.indices((4,) * (2 * HORIZON)).reshape(2 * HORIZON, -1)
-        draws = draws[:, draws[-1] == 0]  # where the last step leads to makes no difference
-        state, grids = np.zeros(draws.shape[1], int), []
+        draws = draws[:, draws[-1] == 0]  # where the last step leads makes no difference
+        state = np.zeros(draws.shape[1], int)
+        index = np.arange(len(state))
+        steps = []
         for t in range(HORIZON):
             action = self.old_actions[state, draws[2 * t]]
             next_state = self.next_states[state, action, draws[2 * t + 1]]
-            valid, last = state != END, (next_state == END) | (t == HORIZON - 1)
-            time, index = np.full_like(state, t), np.arange(len(state))
+            time = np.full_like(state, t)
             reward = self.rewards[t, state, action]
-            grids.append((state, action, time, reward, valid & last, valid, index))
+            valid = state != END
+            last = (next_state == END) | (t == HORIZON - 1)
+            steps.append((state, action, time, reward, valid & last, valid, index))
             state = next_state
-        halves = (np.hsplit(np.array(grid), 2) for grid in zip(*grids))
+        halves = (np.hsplit(np.array(grid), 2) for grid in zip(*steps))
         return Paths(*(np.concatenate(pair) for pair in halves))
 
     def batch(self, values, gae_lambda=1.0):
@@ -92,22 +96,26 @@ class Problem:
     # By dynamic programming, not by paths; probs: (S+1, A), differentiable
 
     def transitions(self):
-        return torch.from_numpy(np.eye(STATES + 1)[self.next_states].mean(2))  # (S+1, A, S+1)
+        """P(s'|s, a), (S+1, A, S+1)."""
+        return torch.from_numpy(np.eye(STATES + 1)[self.next_states].mean(2))
 
     def action_values(self, probs):
         """Q_t(s, a), (H, S+1, A), and V_t(s), (H, S+1)."""
-        q, v, after = [], [], torch.zeros(STATES + 1).double()
+        all_q, all_v = [], []
+        v = torch.zeros(STATES + 1).double()
         for t in reversed(range(HORIZON)):
-            q.insert(0, torch.from_numpy(self.rewards[t]) + self.gamma * self.transitions() @ after)
-            after = (probs * q[0]).sum(1)
-            v.insert(0, after)
-        return torch.stack(q), torch.stack(v)
+            q = torch.from_numpy(self.rewards[t]) + self.gamma * self.transitions() @ v
+            v = (probs * q).sum(1)
+            all_q.insert(0, q)
+            all_v.insert(0, v)
+        return torch.stack(all_q), torch.stack(all_v)
 
     def visits(self, probs):
         """d_t(s), (H, S+1): how likely the policy is in a state at a step."""
         visits = [torch.eye(STATES + 1).double()[0]]
         for _ in range(HORIZON - 1):
-            visits.append(torch.einsum("s,sa,sax->x", visits[-1], probs, self.transitions()))
+            next_visits = torch.einsum("s,sa,sax->x", visits[-1], probs, self.transitions())
+            visits.append(next_visits)
         return torch.stack(visits)
 
     def expected_return(self, probs):
@@ -130,9 +138,10 @@ class Tabular(nn.Module):
 
 
 def score_table(policy):
-    """∇log π(a|s) for all s and a, (S+1, A, P): in the row of s 1 − π at a and −π elsewhere."""
+    """∇log π(a|s) for all s and a, (S+1, A, P): in the row of s 1 − π at a, −π elsewhere."""
     rows = torch.eye(ACTIONS).double() - policy.probs().detach()[:, None]  # (S+1, A, A)
-    return torch.einsum("sab,sx->saxb", rows, torch.eye(STATES + 1).double()).flatten(2)
+    state = torch.eye(STATES + 1).double()
+    return torch.einsum("sab,sx->saxb", rows, state).flatten(2)
 
 
 @torch.no_grad()
@@ -160,36 +169,53 @@ def bias_and_variance(problem, policy, batch, weighting):
     each, weights = estimates(problem, policy, batch, weighting)
     mean = each.mean(0)
     bias = (mean - gradient_of_return(problem, policy)).norm()
-    deviation = (each - mean).square().sum(1).mean().sqrt()
-    return bias.item(), deviation.item(), (weights.mean() ** 2 / weights.square().mean()).item()
+    std = (each - mean).square().sum(1).mean().sqrt()
+    ess = weights.mean() ** 2 / weights.square().mean()
+    return bias.item(), std.item(), ess.item()
+
+
+DISTANCES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 
 
 @dataclass
 class Args:
     output: str = "bias_variance.png"  # picture to write
     problems: int = 20  # random problems; the figure has medians over them
-    distances: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # how far θ is from φ, along ∇J
+    distances: tuple[float, ...] = DISTANCES  # how far θ is from φ, along ∇J
 
 
 def measure(args):
-    """Bias and standard deviation, both in lengths of ∇J at φ, effective sample size, E[KL(φ ‖ θ)].
+    """Bias, standard deviation, effective sample size and E[KL(φ ‖ θ)].
 
-    Returns (problems, weightings, distances, 4).
+    The first two are in lengths of ∇J at φ. Returns (problems, weightings, distances, 4).
     """
     rows = np.empty((args.problems, len(WEIGHTINGS), len(args.distances), 4))
-    for seed, problem in enumerate(Problem(seed, 1.0) for seed in range(args.problems)):
+    for seed in range(args.problems):
+        problem = Problem(seed, 1.0)
         old = problem.old_policy()
-        batch = problem.batch(problem.action_values(old.probs())[1].detach().numpy())
+        _, values = problem.action_values(old.probs())
+        batch = problem.batch(values.detach().numpy())
         slope = gradient_of_return(problem, old)
+        length = slope.norm()
+        uphill = (slope / length).reshape(old.logits.shape)
         for j, distance in enumerate(args.distances):
             policy = problem.old_policy()
-            policy.logits.data += distance * (slope / slope.norm()).reshape(policy.logits.shape)
+            policy.logits.data += distance * uphill
             kl = kl_divergence(old(batch.obs), policy(batch.obs)).mean().item()
             for i, weighting in enumerate(WEIGHTINGS):
-                bias, deviation, ess = bias_and_variance(problem, policy, batch, weighting)
-                scale = slope.norm().item()
-                rows[seed, i, j] = bias / scale, deviation / scale, ess, kl
+                bias, std, ess = bias_and_variance(problem, policy, batch, weighting)
+                rows[seed, i, j] = bias / length.item(), std / length.item(), ess, kl
     return rows
+
+
+def in_words(quartiles):
+    """Medians and quartiles of the four measures, (3, 4)."""
+    names = ["bias", "deviation", "effective sample size", "KL"]
+    parts = [
+        f"{name} {median:.3f} ({low:.3f} to {high:.3f})"
+        for name, (low, median, high) in zip(names, quartiles.T)
+    ]
+    return ", ".join(parts)
 
 
 def main(args):
@@ -204,20 +230,22 @@ def main(args):
         fail("plots need matplotlib: pip install matplotlib")
     quartiles = np.quantile(measure(args), [0.25, 0.5, 0.75], axis=0)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for i, weighting in enumerate(WEIGHTINGS):  # in other colors than the scripts have
-        bias, deviation, ess, kl = quartiles[1, i].T  # medians
-        style = dict(marker="o", linestyle="--" if weighting == "per-decision" else "-")
-        style |= dict(color=f"C{4 + i}", label=weighting)
-        left.plot(bias, deviation, **style)
+    for i, weighting in enumerate(WEIGHTINGS):
+        bias, std, ess, kl = quartiles[1, i].T  # medians
+        style = dict(
+            color=f"C{4 + i}",  # other colors than the scripts have
+            label=weighting,
+            linestyle="--" if weighting == "per-decision" else "-",
+            marker="o",
+        )
+        left.plot(bias, std, **style)
         right.plot(kl, ess, **style)
         print(f"{weighting}: median (quartiles)")
         for j, distance in enumerate(args.distances):
             if distance >= 1:  # there is room for it
                 place = dict(xytext=(6, 3), textcoords="offset points", fontsize=8)
-                left.annotate(f"{distance:g}", (bias[j], deviation[j]), **place)
-            texts = [f"{m:.3f} ({low:.3f} to {high:.3f})" for low, m, high in quartiles[:, i, j].T]
-            names = ["bias", "deviation", "effective sample size", "KL"]
-            print(f"  {distance:g}: " + ", ".join(map(" ".join, zip(names, texts))))
+                left.annotate(f"{distance:g}", (bias[j], std[j]), **place)
+            print(f"  {distance:g}: {in_words(quartiles[:, i, j])}")
     left.set(xlabel="bias, ‖E[ĝ] − ∇J(θ)‖", ylabel="standard deviation of ĝ, from one episode")
     left.set_title("in lengths of ∇J(φ); beside the points the distance from φ to θ", fontsize=10)
     right.set(xlabel="E[ KL(φ ‖ θ) ]", ylabel="effective sample size, as a fraction")
