@@ -5,339 +5,517 @@
 Run: python ppo.py --env-id CartPole-v1
 """
 
-import itertools
 import json
 import math
 import os
-import pkgutil
 import signal
 import sys
 import time
 import zipfile
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, fields
+from itertools import count
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from pkgutil import resolve_name
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from gymnasium.vector import VectorEnv
 from gymnasium.wrappers.vector import FlattenObservation, RecordEpisodeStatistics
-from torch.distributions import kl_divergence
-from torch.nn.utils import clip_grad_norm_, parameters_to_vector, vector_to_parameters
+from torch import Tensor, nn
+from torch.distributions import Distribution, kl_divergence
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
-from common.networks import Normalizer, Policy, Value, gather
+from common.networks import Normalizer, Policy, Value
 from common.returns import RewardScaler, gae
+from common.workers import average_gradients, average_metrics, gather
 
-Count = Annotated[int, "at least 1", lambda x: x >= 1]
-Fraction = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
+# Numbers, with their range in words and as a rule that `check` holds them to
+Seed = Annotated[int, "from 0 to 2**53", lambda x: 0 <= x <= 2**53]
+AtLeast1 = Annotated[int, "at least 1", lambda x: x >= 1]
+AtLeast2 = Annotated[int, "at least 2", lambda x: x >= 2]
+ZeroToOne = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
 Positive = Annotated[float, "above 0, to 1e38 or inf", lambda x: 0 < x < 1e38 or x == math.inf]
 
 
 @dataclass
 class Args:
-    env_id: str = "CartPole-v1"  # Gymnasium environment id, or module:id to import its module first
+    # the task
+    env_id: str = "CartPole-v1"  # Gymnasium id, or module:id to import a module first
     env_kwargs: str = "{}"  # options of the environment, as JSON: '{"gravity": -5}'
     wrappers: tuple[str, ...] = ()  # module:Class of each to put around every environment
-    vectorization_mode: Literal["sync", "async"] | None = None  # async: in processes of their own
-    seed: int = 1  # fixes weights, environments and actions
-    total_steps: Count = 200_000  # environment steps to train for, of all processes together
-    num_envs: Count = 8  # environments stepped together in each process, N
-    gamma: Fraction = 0.995  # discount, γ
-    gae_lambda: Fraction = 0.95  # less bias (1) or less variance (0) in the advantages, λ
-    hidden_size: Count = 64  # units in each hidden layer; 512 for images from 36 pixels a side
+    vectorization_mode: Literal["sync", "async"] | None = None  # async: one process each
+    num_envs: AtLeast1 = 8  # environments stepped together in each process, N
+    total_steps: AtLeast1 = 200_000  # environment steps to train for, of all processes
+    seed: Seed = 1  # fixes weights, environments and actions
+    gamma: ZeroToOne = 0.995  # discount, γ
+    # what is learned from, and how
+    gae_lambda: ZeroToOne = 0.95  # from less variance (0) to less bias (1) in advantages, λ
     normalize_obs: bool = True  # by their running mean and standard deviation
-    normalize_rewards: bool = True  # by the running standard deviation of the discounted return
-    value_lr: Fraction = 1e-3  # Adam step size of the value function
-    value_epochs: Count = 10  # passes over the batch per update of the value function
-    minibatch_size: Count = 256  # transitions of each process a step, where not the whole batch is
-    max_grad_norm: Positive = 0.5  # longer gradients are scaled down to this length
-    anneal_lr: bool = True  # step sizes fall linearly, to 0 at total_steps
-    device: str = "cpu"  # where the networks are: cpu, cuda, cuda:1
-    num_threads: Count = 1  # CPU threads, at most one a core; more pay off for wide networks only
+    normalize_rewards: bool = True  # by the running standard deviation of discounted returns
+    hidden_size: AtLeast1 = 64  # units in each hidden layer; images of 36 pixels and more: 512
+    value_lr: ZeroToOne = 1e-3  # Adam learning rate of the value function
+    value_epochs: AtLeast1 = 10  # passes over each batch to fit the value function
+    minibatch_size: AtLeast1 = 256  # transitions in a gradient step, in each process
+    max_grad_norm: Positive = 0.5  # gradients with a larger norm are scaled down to it
+    anneal_lr: bool = True  # learning rates fall linearly, to 0 at total_steps
+    # the run
     run_dir: str = ""  # if empty runs/ENV/SCRIPT/seedSEED; a name that is taken gets a suffix
-    resume: str = ""  # run to go on with, at its own options; environments start new episodes
-    checkpoint_interval: Positive = 60.0  # seconds from one checkpoint to the next
-    tensorboard: bool = False  # write event files too (pip install tensorboard)
-    num_steps: Annotated[int, "at least 2", lambda x: x >= 2] = 256  # steps in a rollout, T
-    policy_lr: Fraction = 5e-4  # Adam step size of the policy
-    policy_epochs: Count = 10  # passes over the batch per update of the policy
-    entropy_coef: Fraction = 0.0  # weight of the entropy bonus
+    resume: str = ""  # folder of a run to continue, with its own options as the defaults
+    checkpoint_interval: Positive = 60.0  # seconds between checkpoints
+    tensorboard: bool = False  # also write event files (pip install tensorboard)
+    device: str = "cpu"  # where the networks are: cpu, cuda, cuda:1
+    num_threads: AtLeast1 = 1  # CPU threads of PyTorch; more help wide networks only
+    # the policy
+    num_steps: AtLeast2 = 256  # steps of each environment in a rollout, T
+    policy_lr: ZeroToOne = 5e-4  # Adam learning rate of the policy
+    policy_epochs: AtLeast1 = 10  # passes over each batch to improve the policy
+    entropy_coef: ZeroToOne = 0.0  # weight of the entropy bonus
     clip_eps: Positive = 0.2  # the ratio is clipped to 1 ± ε
-    target_kl: Positive = math.inf  # end the update when E[KL(π_old ‖ π)] is above this
+    target_kl: Positive = math.inf  # no further epoch once E[KL(π_old ‖ π)] is above this
 
 
 class Batch(NamedTuple):
-    obs: torch.Tensor  # (B, …): the real transitions of a rollout, in time-major order
-    actions: torch.Tensor  # (B, …)
-    advantages: torch.Tensor  # (B,): mean 0, standard deviation 1
-    returns: torch.Tensor  # (B,): λ-returns
-    values: torch.Tensor  # (B,): V(s) before the update
-    valid: torch.Tensor  # (T, N): which steps of the rollout are real, B of them
-    done: torch.Tensor  # (T, N): which steps ended an episode
-    cuts: list[int]  # between minibatches, of which all workers have as many
+    """The B transitions of a rollout in time-major order, and the policy that acted."""
+
+    obs: Tensor  # (B, …)
+    actions: Tensor  # (B, …)
+    advantages: Tensor  # (B,): mean 0, standard deviation 1
+    returns: Tensor  # (B,): λ-returns, A + V
+    values: Tensor  # (B,): V(s) before the update
+    old_dist: Distribution  # π_old(·|s) of batch shape (B,), without gradient
+    old_log_probs: Tensor  # (B,): log π_old(a|s)
+    valid: Tensor  # (T, N): which steps of the rollout are transitions, B of them
+    done: Tensor  # (T, N): which steps ended an episode
+    fewest: int  # B of the worker with the fewest transitions
 
 
 # --- algorithm
 
 
-def update_policy(policy, optimizer, batch, old_dist, args):
-    """Improve the policy on a batch that old_dist acted in. Returns metrics of its own."""
-    old_log_probs = old_dist.log_prob(batch.actions)
-    n, clipped, limit = len(batch.obs), [], args.target_kl if args.target_kl < math.inf else None
-    epochs = (torch.randperm(n) for _ in range(args.policy_epochs))
-    for idx in itertools.chain.from_iterable(epoch.tensor_split(batch.cuts) for epoch in epochs):
-        if limit and average([kl_divergence(old_dist, policy(batch.obs)).mean()], n)[0] > limit:
+def entropy_bonus(dist: Distribution, args: Args) -> Tensor | float:
+    return args.entropy_coef * dist.entropy().mean() if args.entropy_coef else 0.0
+
+
+def update_policy(policy: Policy, optimizer: Adam, batch: Batch, args: Args) -> dict:
+    """Improve the policy on a batch. Returns the metrics of this algorithm alone."""
+    clipped = []
+    for _ in range(args.policy_epochs):
+        if args.target_kl < math.inf and measure(policy, batch)["kl"] > args.target_kl:
             break
-        dist, advantages = policy(batch.obs[idx]), batch.advantages[idx]
-        ratio = (dist.log_prob(batch.actions[idx]) - old_log_probs[idx]).exp()  # 1 at first
-        clipped_ratio = ratio.clamp(1 - args.clip_eps, 1 + args.clip_eps)
-        objective = torch.min(ratio * advantages, clipped_ratio * advantages).mean()
-        if args.entropy_coef:
-            objective = objective + args.entropy_coef * dist.entropy().mean()
-        optimizer.zero_grad()
-        (-objective).backward()
-        average([x.grad for x in optimizer.param_groups[0]["params"]], dist.batch_shape[0])
-        clip_grad_norm_(optimizer.param_groups[0]["params"], args.max_grad_norm, foreach=False)
-        optimizer.step()
-        clipped.append(ratio != clipped_ratio)
+        for idx in minibatches(batch, args):
+            dist = policy(batch.obs[idx])
+            ratio = (dist.log_prob(batch.actions[idx]) - batch.old_log_probs[idx]).exp()
+            clipped_ratio = ratio.clamp(1 - args.clip_eps, 1 + args.clip_eps)
+            advantages = batch.advantages[idx]
+            objective = torch.min(ratio * advantages, clipped_ratio * advantages).mean()
+            minimize(-objective - entropy_bonus(dist, args), optimizer, len(idx), args)
+            clipped.append(ratio != clipped_ratio)
     return {"clip_fraction": torch.cat(clipped).float().mean()}
 
 
 # --- shared by every script
 
 
-def average(tensors, weight):
-    """Turn tensors into their weighted means over the workers that torchrun has started."""
-    if torch.distributed.is_initialized():
-        sums = weight * parameters_to_vector([*tensors, tensors[0].new_ones(1)]).detach()
-        torch.distributed.all_reduce(sums)
-        vector_to_parameters(sums / sums[-1], tensors)
-    return tensors
-
-
-def update_value(value, optimizer, batch, args):
+def update_value(value: Value, optimizer: Adam, batch: Batch, args: Args) -> None:
     """Regress V(s) on the λ-returns."""
     for _ in range(args.value_epochs):
-        for idx in torch.randperm(len(batch.obs)).tensor_split(batch.cuts):
+        for idx in minibatches(batch, args):
             loss = (value(batch.obs[idx]) - batch.returns[idx]).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            average([x.grad for x in optimizer.param_groups[0]["params"]], len(idx))
-            clip_grad_norm_(optimizer.param_groups[0]["params"], args.max_grad_norm, foreach=False)
-            optimizer.step()
+            minimize(loss, optimizer, len(idx), args)
+
+
+def minibatches(batch: Batch, args: Args) -> tuple[Tensor, ...]:
+    """Shuffled indices into a batch, in parts of minibatch_size.
+
+    A worker with more transitions than another has larger parts, so that all have as many.
+    """
+    cuts = range(args.minibatch_size, batch.fewest, args.minibatch_size)
+    stretched = [cut * len(batch.obs) // batch.fewest for cut in cuts]
+    return torch.randperm(len(batch.obs)).tensor_split(stretched)
+
+
+def minimize(loss: Tensor, optimizer: Adam, num_transitions: int, args: Args) -> None:
+    """One step down the clipped gradient of a loss, averaged over all workers."""
+    parameters = optimizer.param_groups[0]["params"]
+    optimizer.zero_grad()
+    loss.backward()
+    average_gradients(parameters, num_transitions)
+    clip_grad_norm_(parameters, args.max_grad_norm)
+    optimizer.step()
 
 
 @torch.no_grad()
-def collect(envs, policy, value, scaler, state, args):
-    """Act for T steps from a state: obs (N, …) and done (N,).
-
-    The step after `done` merely resets the environment (autoreset NEXT_STEP): it is not valid.
-    Returns the Batch, π_old on it, the next state, and (return, length) of all ended episodes.
+def collect(
+    envs: VectorEnv,
+    obs: np.ndarray,
+    done: np.ndarray,
+    policy: Policy,
+    value: Value,
+    reward_scaler: RewardScaler,
+    args: Args,
+) -> tuple[Batch, np.ndarray, np.ndarray]:
+    """Act for T steps from obs (N, …) and done (N,). Returns a batch and the last obs and done.
+    The step after `done` only resets the environment (autoreset mode NEXT_STEP): it ignores its
+    action and pays nothing. It is no transition, so it is not in the batch.
     """
-    obs, done = state
+    # Act
     all_obs = np.empty((args.num_steps + 1, *obs.shape), obs.dtype)  # (T+1, N, …)
     rewards = np.empty((args.num_steps, args.num_envs))  # (T, N), as the masks
-    terminated, ended, valid = np.empty((3, *rewards.shape), bool)
-    actions, episodes, all_obs[0] = [], [], obs
+    terminated, ended, valid = np.empty((3, args.num_steps, args.num_envs), bool)
+    actions = []
+    all_obs[0] = obs
     for t in range(args.num_steps):
-        actions.append(policy.sample(torch.from_numpy(all_obs[t]).to(args.device)))
-        step = envs.step(policy.head.to_env(actions[t]))
-        all_obs[t + 1], rewards[t], terminated[t], truncated, info = step
-        valid[t] = ~done
-        ended[t] = done = terminated[t] | truncated
-        episodes += zip(*(info["sums"][k][done].tolist() for k in "rl")) if done.any() else []
-    values = value(torch.from_numpy(all_obs).to(args.device).flatten(0, 1))
-    values = values.numpy(force=True).reshape(-1, args.num_envs)  # (T+1, N)
-    scaled = scaler(np.sign(rewards) if "ALE/" in args.env_id else rewards, ended, valid)
-    advantages = gae(scaled, values, terminated, ended, args.gamma, args.gae_lambda)
-    returns = advantages + values[:-1]
-    everyone = gather(advantages[valid])
-    least, pooled = min(map(len, everyone)), np.concatenate(everyone)
-    advantages = (advantages - pooled.mean()) / (pooled.std() + 1e-8)
-    cuts = [i * valid.sum() // least for i in range(0, least, args.minibatch_size)][1:]
-    actions = torch.stack(actions).numpy(force=True)
-    grids = all_obs[:-1], actions, np.float32(advantages), np.float32(returns), values[:-1]
-    arrays = [*(grid[valid] for grid in grids), valid, ended]
-    batch = Batch(*(torch.from_numpy(array).to(args.device) for array in arrays), cuts)
-    return batch, policy(batch.obs), (all_obs[-1], done), [*itertools.chain(*gather(episodes))]
+        action = policy.sample(torch.from_numpy(all_obs[t]).to(args.device))
+        obs, rewards[t], terminated[t], truncated, _ = envs.step(policy.head.to_env(action))
+        actions.append(action)
+        all_obs[t + 1] = obs
+        valid[t] = ~done  # the step after an end is none
+        done = terminated[t] | truncated
+        ended[t] = done
+    # Estimate advantages
+    flat_obs = torch.from_numpy(all_obs).to(args.device).flatten(0, 1)
+    values = value(flat_obs).numpy(force=True).reshape(-1, args.num_envs)  # (T+1, N)
+    if "ALE/" in args.env_id:
+        np.sign(rewards, out=rewards)  # games pay in very different units
+    scaled_rewards = reward_scaler(rewards, ended, valid)
+    advantages = gae(scaled_rewards, values, terminated, ended, args.gamma, args.gae_lambda)
+    # Keep the transitions
+    pooled = np.concatenate(gather(advantages[valid]))  # of all workers
+
+    def flat(x: np.ndarray) -> Tensor:  # (T, N, …) to (B, …)
+        return torch.from_numpy(x[valid]).to(args.device)
+
+    batch_obs = flat(all_obs[:-1])
+    batch_actions = flat(torch.stack(actions).numpy(force=True))
+    old_dist = policy(batch_obs)
+    batch = Batch(
+        obs=batch_obs,
+        actions=batch_actions,
+        advantages=flat((advantages - pooled.mean()) / (pooled.std() + 1e-8)).float(),
+        returns=flat(advantages + values[:-1]).float(),
+        values=flat(values[:-1]),
+        old_dist=old_dist,
+        old_log_probs=old_dist.log_prob(batch_actions),
+        valid=torch.from_numpy(valid).to(args.device),
+        done=torch.from_numpy(ended).to(args.device),
+        fewest=min(gather(len(batch_obs))),
+    )
+    return batch, obs, done
 
 
-def fail(message, code=2):
-    """One sentence, and the exit code: 2 for bad input, 1 for trouble in training."""
+@torch.no_grad()
+def measure(policy: Policy, batch: Batch) -> dict[str, float]:
+    """How far an update has moved the policy, and how good V was before it."""
+    dist = policy(batch.obs)
+    ratio = (dist.log_prob(batch.actions) - batch.old_log_probs).double().exp()
+    error = batch.returns - batch.values
+    metrics = {
+        "kl": kl_divergence(batch.old_dist, dist).mean(),
+        "entropy": dist.entropy().mean(),
+        "ratio_mean": ratio.mean(),
+        "ratio_max": max(gather(ratio.max().item())),
+        "ess": ratio.mean() ** 2 / ratio.square().mean(),
+        "explained_variance": 1 - error.var() / batch.returns.var(),
+        "value_loss": error.square().mean(),
+    }
+    return average_metrics(metrics, len(batch.obs))
+
+
+def main(args: Args) -> int:
+    """Collect, update, log and save until total_steps or a signal. Returns the exit code."""
+    check(args)
+    torch.set_num_threads(min(args.num_threads, os.cpu_count()))
+    run = Run(args)
+    envs, obs = run.start_envs()
+    done = np.zeros(args.num_envs, bool)
+    torch.manual_seed(args.seed + 2**32 * run.iteration)  # all workers have the same weights
+    space = envs.single_observation_space
+    try:
+        normalizer = Normalizer(space.shape, args.normalize_obs, space.dtype)
+        policy = Policy(normalizer, envs.single_action_space, args.hidden_size).to(args.device)
+    except ValueError as error:
+        fail(f"cannot set up {args.env_id}: {error}")
+    value = Value(normalizer, args.hidden_size).to(args.device)
+    reward_scaler = RewardScaler(args.num_envs, args.gamma, args.normalize_rewards)
+    policy_optimizer = Adam(policy.parameters(), args.policy_lr, eps=1e-5, fused=True)
+    value_optimizer = Adam(value.parameters(), args.value_lr, eps=1e-5, fused=True)
+    optimizers = {"value_optimizer": value_optimizer, "policy_optimizer": policy_optimizer}
+    run.open({"policy": policy, "value": value, "scaler": reward_scaler} | optimizers)
+    while not run.is_over:
+        # Collect
+        batch, obs, done = collect(envs, obs, done, policy, value, reward_scaler, args)
+        # Update
+        lr_factor = 1 - run.step / args.total_steps if args.anneal_lr else 1
+        for optimizer in optimizers.values():
+            optimizer.param_groups[0]["lr"] = lr_factor * optimizer.defaults["lr"]
+        own_metrics = update_policy(policy, policy_optimizer, batch, args)
+        update_value(value, value_optimizer, batch, args)
+        run.refuse_nan(policy, value)
+        # Log
+        metrics = measure(policy, batch)
+        metrics["learning_rate"] = policy_optimizer.param_groups[0]["lr"]
+        normalizer.update(batch.obs)  # last, since it changes the policy too
+        run.log(batch, envs, metrics, average_metrics(own_metrics, len(batch.obs)))
+        # Save
+        run.save()
+    envs.close()
+    return run.finish()
+
+
+# --- the run
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Print one sentence and exit, with code 2 for bad input and 1 for trouble in training."""
     print(f"{Path(__file__).name}: {message}", file=sys.stderr)
     if torch.distributed.is_initialized():
-        os._exit(code)  # threads of gloo's may abort an orderly exit
+        os._exit(code)  # the threads of gloo may abort a process that exits in order
     raise SystemExit(code)
 
 
-def load_checkpoint(run_dir):
+def as_option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check(args: Args) -> None:
+    """Refuse numbers that are out of their range."""
+    numbers = [field for field in fields(args) if hasattr(field.type, "__metadata__")]
+    for field in numbers:
+        x = getattr(args, field.name)
+        range_in_words, is_in_range = field.type.__metadata__
+        if not is_in_range(x):
+            fail(f"{as_option(field.name)} must be {range_in_words}, not {x}")
+
+
+def make_envs(args: Args, num_envs: int, wrappers: list | tuple = (), **kwargs: Any) -> VectorEnv:
+    """Environments that step together, with observations in one Box and returns recorded."""
+    kwargs = {
+        "vectorization_mode": args.vectorization_mode,
+        **json.loads(args.env_kwargs),
+        **kwargs,
+    }
+    wrappers = [*map(resolve_name, args.wrappers), *wrappers]
+    if wrappers:  # environments with a vectorized form of their own do not take them
+        kwargs["wrappers"] = wrappers
+        kwargs["vectorization_mode"] = kwargs["vectorization_mode"] or "sync"
+    elif "ALE/" in args.env_id and not kwargs["vectorization_mode"]:
+        kwargs["reward_clipping"] = False  # it would come before the returns are recorded
+    envs = gym.make_vec(args.env_id, num_envs, **kwargs)
+    mode = envs.metadata.get("autoreset_mode")
+    if mode != gym.vector.AutoresetMode.NEXT_STEP:
+        raise ValueError(f"autoreset_mode is {mode}, not NEXT_STEP")
+    if not isinstance(envs.single_observation_space, gym.spaces.Box):
+        envs = FlattenObservation(envs)
+    longest_queue = num_envs * args.num_steps  # each step of a rollout may end an episode
+    return RecordEpisodeStatistics(envs, longest_queue, stats_key="sums")
+
+
+def load_checkpoint(run_dir: str) -> dict:
     """Read the checkpoint of a run of this script. Nothing in it is executed."""
+    path = Path(run_dir, "checkpoint.pt")
     try:
-        if damaged := zipfile.ZipFile(Path(run_dir, "checkpoint.pt")).testzip():
-            raise ValueError(damaged)  # torch.load does not look at the checksums
-        checkpoint = torch.load(Path(run_dir, "checkpoint.pt"), "cpu", weights_only=True)
+        if damaged := zipfile.ZipFile(path).testzip():  # torch.load ignores the checksums
+            raise ValueError(f"{damaged} is damaged")
+        checkpoint = torch.load(path, "cpu", weights_only=True)
         if checkpoint["script"] != Path(__file__).stem:
             fail(f"{run_dir} is a run of {checkpoint['script']}.py: give it to that script")
-        return checkpoint | dict(args=vars(Args(**checkpoint["args"])))
-    except Exception as error:  # of any type, as the damage has it
-        fail(f"{run_dir} has no checkpoint.pt that can be read ({type(error).__name__})")
+        return checkpoint | {"args": vars(Args(**checkpoint["args"]))}
+    except Exception as error:  # of any kind, as the damage has it
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        fail(f"{run_dir} has no checkpoint.pt that can be read ({reason})")
 
 
-def make_envs(args, num_envs, wrappers=(), **kwargs):
-    """Environments stepped together; observations in one Box, and sums of whole episodes."""
-    kwargs = dict(vectorization_mode=args.vectorization_mode) | json.loads(args.env_kwargs) | kwargs
-    if wrappers := [*map(pkgutil.resolve_name, args.wrappers), *wrappers]:
-        kwargs |= dict(wrappers=wrappers, vectorization_mode=kwargs["vectorization_mode"] or "sync")
-    elif "ALE/" in args.env_id and not kwargs["vectorization_mode"]:
-        kwargs["reward_clipping"] = False  # it would be done before the returns are counted
-    envs = RecordEpisodeStatistics(gym.make_vec(args.env_id, num_envs, **kwargs), stats_key="sums")
-    if envs.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.NEXT_STEP:
-        raise ValueError(f"autoreset_mode is {envs.metadata.get('autoreset_mode')}, not NEXT_STEP")
-    is_box = isinstance(envs.single_observation_space, gym.spaces.Box)
-    return envs if is_box else FlattenObservation(envs)
+def take_all(queue: deque) -> list[float]:
+    """Empty a queue of numbers in every worker. Returns those of all workers."""
+    numbers = [float(x) for x in queue]
+    queue.clear()
+    return [x for worker in gather(numbers) for x in worker]
 
 
-def main(args):
-    """Check, set up or resume; then collect, update, log and save until done or interrupted."""
-    for name, hint in Args.__annotations__.items():
-        rule, holds = getattr(hint, "__metadata__", ("", lambda x: True))
-        if not holds(getattr(args, name)):
-            fail(f"--{name.replace('_', '-')} must be {rule}, not {getattr(args, name)}")
-    checkpoint = load_checkpoint(args.resume) if args.resume else {"args": vars(args)}
-    iteration, step, seconds, recent, size = checkpoint.get("progress", (0, 0, 0.0, [], 0))
-    for name in ("env_id", "hidden_size", "run_dir"):
-        if getattr(args, name) != checkpoint["args"][name]:
-            fail(f"--{name.replace('_', '-')} cannot change when a run resumes: start a new one")
-    torch.set_num_threads(min(args.num_threads, os.cpu_count()))
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    stop = []  # signals that came: the iteration is finished and saved, but a second one kills
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    for signum in handlers:  # before there are environments that inherit it
-        signal.signal(signum, lambda s, _: stop.append(s) or signal.signal(s, signal.SIG_DFL))
-    try:
-        torch.manual_seed(args.seed + 2**32 * iteration)  # the CPU's is restored below
-        envs = make_envs(args, args.num_envs)
-        if world > 1:
-            backend = "gloo" if args.device == "cpu" else "cpu:gloo,cuda:nccl"
-            torch.distributed.init_process_group(backend)
-        if world > 1 and args.device == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        space = envs.single_observation_space
-        normalizer = Normalizer(space.shape, args.normalize_obs, space.dtype)
-        policy = Policy(normalizer, envs.single_action_space, args.hidden_size)
-        value = Value(normalizer, args.hidden_size)
-        policy, value = policy.to(args.device), value.to(args.device)
-        scaler = RewardScaler(args.num_envs, args.gamma, args.normalize_rewards)
-        policy_optimizer = Adam(policy.parameters(), args.policy_lr, eps=1e-5, fused=True)
-        value_optimizer = Adam(value.parameters(), args.value_lr, eps=1e-5, fused=True)
-        optimizers = dict(value_optimizer=value_optimizer, policy_optimizer=policy_optimizer)
-        parts = dict(policy=policy, value=value, scaler=scaler) | optimizers
-        for name in parts if args.resume else ():
-            parts[name].load_state_dict(checkpoint[name])
-        draw = np.random.SeedSequence([args.seed, iteration]).generate_state(1)[0].item()
-        seed = draw % (2**31 - world * args.num_envs) + rank * args.num_envs
-        state = envs.reset(seed=seed)[0], np.zeros(args.num_envs, bool)
-        np.empty((args.num_steps + 1, *state[0].shape), space.dtype)  # a rollout must fit
-        value(torch.from_numpy(state[0]).to(args.device)).numpy(force=True)  # and the device work
-        writer = args.tensorboard and pkgutil.resolve_name("torch.utils.tensorboard:SummaryWriter")
-        script, env = Path(__file__).stem, args.env_id.replace("/", "-").replace(":", "-")
-        name = Path(args.run_dir or f"runs/{env}/{script}/seed{args.seed}")
-        run_dir = Path(args.resume or name)
-        for suffix in itertools.count(2) if rank == 0 and not args.resume else ():
+class Run:
+    """The progress of training, and the folder that the first worker keeps of it."""
+
+    def __init__(self, args: Args):
+        self.args = args
+        self.rank = int(os.environ.get("RANK", 0))
+        self.num_workers = int(os.environ.get("WORLD_SIZE", 1))
+        self.saved = load_checkpoint(args.resume) if args.resume else {"args": vars(args)}
+        progress = self.saved.get("progress", (0, 0, 0.0, [], 0))
+        self.iteration, self.step, self.seconds, self.recent_returns, self.csv_size = progress
+        self.is_over = self.step >= args.total_steps
+        env = args.env_id.replace("/", "-").replace(":", "-")
+        name = args.run_dir or f"runs/{env}/{Path(__file__).stem}/seed{args.seed}"
+        self.folder = Path(args.resume or name)
+        for name in ("env_id", "hidden_size", "run_dir"):
+            if getattr(args, name) != self.saved["args"][name]:
+                fail(f"{as_option(name)} cannot change when a run resumes: start a new one")
+        self.signals = []
+        signums = signal.SIGINT, signal.SIGTERM
+        self.old_handlers = {signum: signal.signal(signum, self.stop) for signum in signums}
+
+    def stop(self, signum: int, frame: Any) -> None:
+        """The first signal ends training after the iteration, and a second one kills."""
+        self.signals.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+
+    def start_envs(self) -> tuple[VectorEnv, np.ndarray]:
+        """Make and reset the environments, and join the workers that torchrun has started."""
+        args = self.args
+        try:
+            envs = make_envs(args, args.num_envs)
+            if self.num_workers > 1:  # by itself PyTorch would take nccl alone where there is a GPU
+                backend = "gloo" if args.device == "cpu" else "cpu:gloo,cuda:nccl"
+                torch.distributed.init_process_group(backend)
+            if self.num_workers > 1 and args.device == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            self.seed = np.random.SeedSequence([args.seed, self.iteration]).generate_state(1).item()
+            first_seed = self.seed % (2**31 - self.num_workers * args.num_envs)
+            obs, _ = envs.reset(seed=first_seed + self.rank * args.num_envs)  # each adds its index
+            # See in time whether the rollout and the largest layer fit into memory, on the device
+            np.empty((args.num_steps + 1, *obs.shape), obs.dtype)
+            torch.empty(args.hidden_size, args.hidden_size)
+            torch.ones(1, device=args.device).cpu()
+        except Exception as error:  # environments can raise anything
+            reason = f"{type(error).__name__}: {str(error) or 'try --wrappers'}"
+            fail(f"cannot set up {args.env_id}: {reason}")
+        return envs, obs
+
+    def open(self, parts: dict) -> None:
+        """Restore the parts of a run that resumes, and open the files of its folder."""
+        self.parts = parts
+        self.start = time.time() - self.seconds
+        self.next_line = self.next_save = 0.0  # when the next status and checkpoint are due
+        if self.args.resume:
+            self.restore()
+        if self.rank > 0:
+            torch.manual_seed(self.seed + self.rank)  # the other workers act differently
+            return
+        try:
+            writer = self.args.tensorboard and resolve_name("torch.utils.tensorboard:SummaryWriter")
+            self.make_folder()
+        except (ImportError, OSError) as error:
+            fail(f"cannot set up the folder of the run: {error}")
+        script = Path(__file__).stem
+        self.config = {"script": script, "args": vars(self.args), "workers": self.num_workers}
+        self.config |= {"torch": str(torch.__version__), "gym": gym.__version__}
+        (self.folder / "config.tmp").write_text(json.dumps(self.config, indent=2) + "\n")
+        os.replace(self.folder / "config.tmp", self.folder / "config.json")
+        self.csv = open(self.folder / "metrics.csv", "a", buffering=1)  # a line at a time
+        self.csv.truncate(min(self.csv_size, self.csv.tell()))  # no rows after the checkpoint
+        self.events = writer(self.folder, purge_step=self.step + 1) if writer else None
+
+    def restore(self) -> None:
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(self.saved[name])
+            torch.set_rng_state(self.saved["rng"])
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            fail(f"{self.args.resume} has another network or optimizer: {error}")
+
+    def make_folder(self) -> None:
+        """Make a folder, with a suffix if the name is taken, unless a run resumes in its own."""
+        name = self.folder
+        for suffix in count(2):
             try:
-                run_dir.mkdir(parents=True)  # no name is used again
-                break
+                return self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
             except FileExistsError:
-                run_dir = Path(f"{name}-{suffix}")
-    except Exception as e:  # of any type, as the environment has it
-        fail(f"cannot set up {args.env_id}: {type(e).__name__}: {str(e) or 'try --wrappers'}")
-    torch.set_rng_state(checkpoint.get("rng", torch.get_rng_state()))
-    if rank > 0:
-        torch.manual_seed(draw + rank)  # actions of its own
-    config = dict(script=script, args=vars(args), workers=world)
-    config |= dict(torch=str(torch.__version__), gym=gym.__version__)
-    if rank == 0:
-        (run_dir / "config.tmp").write_text(json.dumps(config, indent=2) + "\n")
-        os.replace(run_dir / "config.tmp", run_dir / "config.json")
-        metrics = open(run_dir / "metrics.csv", "a", buffering=1)  # flushed at each line
-        metrics.truncate(min(size, metrics.tell()))  # rows from after the checkpoint
-        events = writer and writer(run_dir, purge_step=step + 1)
-    width = os.get_terminal_size().columns - 1 if sys.stdout.isatty() else None
-    start, next_line, next_save = time.time() - seconds, 0.0, 0.0
-    over = step >= args.total_steps
-    while not over:
-        # Collect
-        batch, old_dist, state, episodes = collect(envs, policy, value, scaler, state, args)
-        # Update
-        for optimizer in optimizers.values():
-            lr = optimizer.defaults["lr"] * (1 - step / args.total_steps if args.anneal_lr else 1)
-            optimizer.param_groups[0]["lr"] = lr
-        own_metrics = update_policy(policy, policy_optimizer, batch, old_dist, args)
-        update_value(value, value_optimizer, batch, args)
-        if not all(x.isfinite().all() for x in [*policy.parameters(), *value.parameters()]):
-            saved = f"the last checkpoint is in {run_dir}" if iteration else "nothing is saved yet"
-            fail(f"NaN or infinity at step {step}: check rewards or lower step sizes; {saved}", 1)
-        # Log
-        with torch.no_grad():
-            dist = policy(batch.obs)
-        ratio = (dist.log_prob(batch.actions) - old_dist.log_prob(batch.actions)).double().exp()
-        error, variance, mean = batch.returns - batch.values, batch.returns.var(), ratio.mean()
-        kl, entropy = kl_divergence(old_dist, dist).mean(), dist.entropy().mean()
-        returns, lengths = zip(*episodes) if episodes else ([math.nan], [math.nan])
-        recent = [*recent, *(episode[0] for episode in episodes)][-100:]
-        sizes, ratios, stops = zip(*gather((len(batch.obs), ratio.max().item(), bool(stop))))
-        iteration, step, seconds = iteration + 1, step + sum(sizes), time.time() - start
-        last100, speed = np.mean(recent or math.nan), step / seconds
-        row = dict(iteration=iteration, step=step, episodes=len(episodes))
-        row |= dict(return_mean=np.mean(returns), return_min=min(returns), return_max=max(returns))
-        row |= dict(length_mean=np.mean(lengths), return_last100=last100, kl=kl, entropy=entropy)
-        row |= dict(ratio_mean=mean, ratio_max=max(ratios), ess=mean**2 / ratio.square().mean())
-        row |= dict(explained_variance=1 - error.var() / variance, value_loss=error.square().mean())
-        row |= dict(learning_rate=lr, steps_per_second=speed, seconds=seconds) | own_metrics
-        means = torch.tensor([*map(float, row.values())], dtype=torch.float64)
-        row = dict(zip(row, average([means], len(batch.obs))[0].tolist()))
-        normalizer.update(batch.obs)
-        over = step >= args.total_steps or any(stops)
-        if rank > 0:
-            continue  # the first worker alone writes
-        metrics.write(",".join(row) + "\n" if metrics.tell() == 0 else "")
-        metrics.write(",".join("" if math.isnan(x) else f"{x:.9g}" for x in row.values()) + "\n")
-        for name in row if events else ():
-            events.add_scalar(name, row[name], step)
-        if over or time.time() > next_line:
-            eta = max(args.total_steps - step, 0) / speed / 60
-            line = f"step {step:,}/{args.total_steps:,} ({step / args.total_steps:.0%})  ETA "
-            line += f"{eta:.1f} min  return {last100:.1f}  KL {row['kl']:.4f}  {speed:,.0f} steps/s"
-            print("\r\x1b[K" * bool(width) + line[:width], end="" if width else "\n", flush=True)
-            next_line = time.time() + (0.1 if width else 10)
-        # Save
-        if over or time.time() > next_save:
-            checkpoint = config | {name: part.state_dict() for name, part in parts.items()}
-            progress = iteration, step, seconds, recent, metrics.tell()
-            with open(run_dir / "checkpoint.tmp", "wb", buffering=0) as file:
-                torch.save(checkpoint | dict(progress=progress, rng=torch.get_rng_state()), file)
-                os.fsync(file.fileno())
-            os.replace(file.name, run_dir / "checkpoint.pt")  # the old one or the new, never half
-            next_save = time.time() + args.checkpoint_interval
-    envs.close()
-    if world > 1:
-        torch.distributed.destroy_process_group()
-    if rank == 0:
-        print(f"\nrun: {run_dir}")
-        if Path("tools/evaluate.py").exists():
-            print(f"evaluate it: python -m tools.evaluate {run_dir}")
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
-    return 128 + stop[0] if stop else 0
+                self.folder = Path(f"{name}-{suffix}")
+
+    def refuse_nan(self, *networks: nn.Module) -> None:
+        """End the run before it logs or saves what is not finite."""
+        if all(x.isfinite().all() for network in networks for x in network.parameters()):
+            return
+        saved = f"the last checkpoint is in {self.folder}" if self.iteration else "nothing is saved"
+        advice = "check rewards or lower the learning rates"
+        fail(f"NaN or infinity at step {self.step}: {advice}; {saved}", 1)
+
+    def log(self, batch: Batch, envs: VectorEnv, metrics: dict, own_metrics: dict) -> None:
+        """Count an iteration, write a row of metrics.csv, and now and then the status."""
+        workers = gather((len(batch.obs), bool(self.signals)))
+        self.iteration += 1
+        self.step += sum(size for size, _ in workers)
+        self.seconds = time.time() - self.start
+        self.is_over = self.step >= self.args.total_steps or any(stop for _, stop in workers)
+        returns = take_all(envs.return_queue)
+        lengths = take_all(envs.length_queue)
+        self.recent_returns = [*self.recent_returns, *returns][-100:]
+        row = {
+            "iteration": self.iteration,
+            "step": self.step,
+            "episodes": len(returns),
+            "return_mean": np.mean(returns) if returns else math.nan,
+            "return_min": min(returns, default=math.nan),
+            "return_max": max(returns, default=math.nan),
+            "length_mean": np.mean(lengths) if lengths else math.nan,
+            "return_last100": np.mean(self.recent_returns or math.nan),
+            **metrics,
+            "steps_per_second": self.step / self.seconds,
+            "seconds": self.seconds,
+            **own_metrics,
+        }
+        if self.rank > 0:
+            return
+        if self.csv.tell() == 0:
+            self.csv.write(",".join(row) + "\n")
+        numbers = ["" if math.isnan(x) else f"{x:.9g}" for x in row.values()]
+        self.csv.write(",".join(numbers) + "\n")
+        if self.events:
+            for name, x in row.items():
+                self.events.add_scalar(name, x, self.step)
+        if self.is_over or time.time() > self.next_line:
+            self.show(row)
+
+    def show(self, row: dict) -> None:
+        """Print the status, in a terminal over the one before."""
+        total, speed = self.args.total_steps, row["steps_per_second"]
+        minutes = max(total - self.step, 0) / speed / 60
+        status = f"step {self.step:,}/{total:,} ({self.step / total:.0%})  ETA {minutes:.1f} min  "
+        status += f"return {row['return_last100']:.1f}  KL {row['kl']:.4f}  {speed:,.0f} steps/s"
+        if sys.stdout.isatty():
+            width = os.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{status[:width]}", end="", flush=True)
+            self.next_line = time.time() + 0.1
+        else:
+            print(status, flush=True)
+            self.next_line = time.time() + 10
+
+    def save(self) -> None:
+        """Save a checkpoint if it is time. On disk is the old one or the new one, never a half."""
+        if self.rank > 0 or not (self.is_over or time.time() > self.next_save):
+            return
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        progress = self.iteration, self.step, self.seconds, self.recent_returns, self.csv.tell()
+        checkpoint = self.config | states | {"progress": progress, "rng": torch.get_rng_state()}
+        with open(self.folder / "checkpoint.tmp", "wb", buffering=0) as file:
+            torch.save(checkpoint, file)
+            os.fsync(file.fileno())
+        os.replace(file.name, self.folder / "checkpoint.pt")
+        self.next_save = time.time() + self.args.checkpoint_interval
+
+    def finish(self) -> int:
+        """Give the signals back, and say where the run is. Returns the exit code."""
+        for signum, handler in self.old_handlers.items():
+            signal.signal(signum, handler)
+        if self.num_workers > 1:
+            torch.distributed.destroy_process_group()
+        if self.rank == 0:
+            print(f"\nrun: {self.folder}")
+            if Path("tools/evaluate.py").exists():
+                print(f"evaluate it: python -m tools.evaluate {self.folder}")
+        return 128 + self.signals[0] if self.signals else 0
 
 
 if __name__ == "__main__":
-    resume = tyro.cli(Args).resume
-    saved = load_checkpoint(resume)["args"] if resume else {}  # the defaults of a resumed run
+    args = tyro.cli(Args)
+    if args.resume:  # once more, with the options of that run as the defaults
+        args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume)["args"]))
     try:
-        code = main(tyro.cli(Args, default=Args(**saved)))
+        code = main(args)
     except (OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not torch.distributed.is_initialized():
             raise  # an error in the code

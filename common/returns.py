@@ -6,19 +6,25 @@ from torch import nn
 
 from common.networks import Normalizer
 
+Array = np.ndarray
 
-def gae(rewards, values, terminated, done, gamma, gae_lambda):
+
+def gae(
+    rewards: Array, values: Array, terminated: Array, done: Array, gamma: float, gae_lambda: float
+) -> Array:
     """Generalized advantage estimation: A_t = Σ_l (γλ)^l δ_{t+l} (Schulman et al. 2016, eq. 16).
 
-    rewards, terminated, done: (T, N); values: (T+1, N), V(s_0) … V(s_T). All NumPy.
-    δ_t = r_t + γ V(s_{t+1}) − V(s_t), where a terminated step has no V(s_{t+1}) and a truncated
-    one keeps it; the sum ends after either (done = terminated or truncated). Returns (T, N).
+    rewards, terminated, done: (T, N); values: (T+1, N), V(s_0) … V(s_T). Returns (T, N).
+    δ_t = r_t + γ V(s_{t+1}) − V(s_t). A terminated step has no V(s_{t+1}); a truncated one
+    keeps it. The sum ends after either (done = terminated or truncated).
     """
     delta = rewards + gamma * values[1:] * ~terminated - values[:-1]
     decay = gamma * gae_lambda * ~done
-    advantages, advantage = np.empty_like(delta), 0.0
+    advantages = np.empty_like(delta)
+    advantage = 0.0
     for t in reversed(range(len(delta))):
-        advantages[t] = advantage = delta[t] + decay[t] * advantage
+        advantage = delta[t] + decay[t] * advantage
+        advantages[t] = advantage
     return advantages
 
 
@@ -28,16 +34,18 @@ class RewardScaler(nn.Module):
     R_t = γ R_{t-1} + r_t, from 0 at the start of each episode (Engstrom et al. 2020).
     """
 
-    def __init__(self, num_envs, gamma, enabled=True):
+    def __init__(self, num_envs: int, gamma: float, enabled: bool = True):
         super().__init__()
-        self.gamma, self.moments = gamma, Normalizer((1,), enabled)
+        self.gamma = gamma
+        self.moments = Normalizer((1,), enabled)
         self.discounted = np.zeros(num_envs)  # R of the episodes that are under way
 
-    def forward(self, rewards, done, valid):
-        """rewards, done, valid: (T, N) arrays; only valid steps count. Returns (T, N)."""
+    def forward(self, rewards: Array, done: Array, valid: Array) -> Array:
+        """All are (T, N), and so is the result. Only valid steps count."""
         history = np.empty(rewards.shape)
         for t in range(len(rewards)):
-            history[t] = self.discounted = self.gamma * self.discounted + rewards[t]
+            self.discounted = self.gamma * self.discounted + rewards[t]
+            history[t] = self.discounted
             self.discounted = self.discounted * ~done[t]
         self.moments.update(torch.from_numpy(history[valid]))
         std = self.moments.std.item()

@@ -1,7 +1,16 @@
-"""An optimizer for tests."""
+"""An optimizer and a batch for tests."""
 
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+
+def make_batch(script, old_dist, **fields):
+    """A Batch that old_dist acted in, with None for what is not given. It is one minibatch."""
+    actions = fields.get("actions")
+    known = dict.fromkeys(script.Batch._fields) | dict(old_dist=old_dist, fewest=1)
+    if actions is not None:
+        known["old_log_probs"] = old_dist.log_prob(actions).detach()
+    return script.Batch(**(known | fields))
 
 
 class Recorder:

@@ -7,6 +7,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
+from torch.distributions import Normal
 
 import ppo
 
@@ -62,7 +63,7 @@ class CountingPolicy(nn.Module):
     head = property(lambda self: self)
 
     def forward(self, obs):
-        return self.weight * obs
+        return Normal(self.weight * obs[:, 0], 1.0)
 
     def sample(self, obs):
         return obs[:, 0].long()
@@ -86,6 +87,7 @@ RETURNS = [  # where a rollout cuts an episode off, V(k + 1) stands for the rest
     [[*TWO, X, *TWO], [*THREE, X, 1.5], [*FOUR, X]],
     [[X, *TWO, X, 1.5], [*THREE[1:], X, *TWO], [*FOUR, X]],
 ]
+HALF_LOG_2PI = np.log(2 * np.pi) / 2
 DONE = [{(1, 0), (2, 1), (3, 2), (4, 0)}, {(1, 1), (2, 0), (3, 2)}]  # (step, environment)
 EPISODES = [[(6, 2), (12, 3), (20, 4), (6, 2)], [(12, 3), (6, 2), (20, 4)]]  # raw rewards
 
@@ -101,10 +103,10 @@ def test_collect(mode):
         scaler_saw[:] = grids
         return grids[0] / 2
 
-    state = envs.reset(seed=2)[0], np.zeros(3, bool)
+    obs, done = envs.reset(seed=2)[0], np.zeros(3, bool)
     for rollout in range(2):
-        batch, old_dist, state, episodes = ppo.collect(
-            envs, CountingPolicy(), nn.Flatten(0), scaler, state, args
+        batch, obs, done = ppo.collect(
+            envs, obs, done, CountingPolicy(), nn.Flatten(0), scaler, args
         )
         grid = np.transpose(COUNTS[rollout])
         valid, counts = grid != X, grid[grid != X]
@@ -118,12 +120,17 @@ def test_collect(mode):
         assert_allclose(batch.advantages, standardized, rtol=1e-5, atol=1e-6)
         assert_array_equal(batch.valid, valid)
         assert {tuple(at) for at in batch.done.nonzero().tolist()} == DONE[rollout]
+        episodes = list(zip(ppo.take_all(envs.return_queue), ppo.take_all(envs.length_queue)))
         assert episodes == EPISODES[rollout]
         assert_array_equal(scaler_saw[0], np.where(valid, 2 * (grid + 1), 0))
         assert_array_equal(scaler_saw[1], batch.done)
         assert_array_equal(scaler_saw[2], valid)
-        assert_array_equal(old_dist, 3 * batch.obs)
-        assert not old_dist.requires_grad
+        assert_array_equal(batch.old_dist.mean, 3 * batch.obs[:, 0])
+        assert_allclose(
+            batch.old_log_probs, -((batch.actions - 3 * batch.obs[:, 0]) ** 2) / 2 - HALF_LOG_2PI
+        )
+        assert not batch.old_dist.mean.requires_grad
+        assert batch.fewest == len(counts)
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from recording import Recorder
+from recording import Recorder, make_batch
 
 import is_pg
 import ppo
@@ -65,15 +65,11 @@ def update(name, problem, policy, batch, **options):
     """The gradient that the script's own update takes, and its metrics."""
     script, chosen = FIRST_ORDER[name]
     shared = dict(gamma=problem.gamma, gae_lambda=1.0, max_grad_norm=math.inf, policy_epochs=1)
-    recorder, old_dist = Recorder(policy), problem.old_policy()(batch.obs)
+    recorder = Recorder(policy)
     args = script.Args(**(shared | chosen | options))
-    metrics = script.update_policy(policy, recorder, batch, detached(old_dist), args)
+    metrics = script.update_policy(policy, recorder, batch, args)
     (gradient,) = recorder.gradients
     return gradient * steps_per_episode(batch), metrics
-
-
-def detached(dist):
-    return torch.distributions.Categorical(logits=dist.logits.detach())
 
 
 def steps_per_episode(batch):
@@ -106,7 +102,7 @@ def test_where_the_policies_agree_all_gradients_are_one(problem, name, values, m
         gradients = []
         spy = lambda matvec, b, *_: gradients.append(b) or (0 * b, 0.0)  # noqa: E731
         monkeypatch.setattr(trpo, "conjugate_gradient", spy)
-        trpo.update_policy(policy, batch, detached(policy(batch.obs)), trpo.Args())
+        trpo.update_policy(policy, batch, trpo.Args())
         gradient = gradients[0] * steps_per_episode(batch)
     else:
         gradient, _ = update(name, problem, policy, batch)
@@ -164,8 +160,7 @@ def autograd_of(objective, policy):
 
 def weights_with_gradient(problem, policy, batch, weighting):
     """The weights of is_pg.py, not stopped."""
-    old_dist = detached(problem.old_policy()(batch.obs))
-    log_ratio = policy(batch.obs).log_prob(batch.actions) - old_dist.log_prob(batch.actions)
+    log_ratio = policy(batch.obs).log_prob(batch.actions) - batch.old_log_probs
     args = is_pg.Args(weighting=weighting, gamma=problem.gamma, gae_lambda=1.0)
     return is_pg.weighted_advantages(log_ratio, batch, args)[0]
 
@@ -345,14 +340,15 @@ def pair_batch(endless):
     states, actions = torch.cartesian_prod(torch.arange(STATES), torch.arange(ACTIONS)).T
     weights = endless.problem.old_policy().probs().detach() * endless.weights * len(states)
     valid = torch.ones(1, len(states), dtype=torch.bool)
-    return is_pg.Batch(states, actions, weights[states, actions], None, None, valid, valid, [])
+    fields = dict(obs=states, actions=actions, advantages=weights[states, actions])
+    old_dist = endless.problem.old_dist(states)
+    return make_batch(is_pg, old_dist, **fields, valid=valid, done=valid)
 
 
 def trust_region_update(problem, batch, **options):
     policy = problem.old_policy()
-    old_dist = detached(policy(batch.obs))
     args = trpo.Args(**{"cg_iters": 100, "cg_tolerance": 1e-11, **options})
-    return policy, trpo.update_policy(policy, batch, old_dist, args)
+    return policy, trpo.update_policy(policy, batch, args)
 
 
 def test_lower_bound_of_the_return(endless):
@@ -456,9 +452,9 @@ def test_clipping_beside_its_bounds(bound, gap, sign):
         policy.logits.data = probs.log()
         one = torch.ones(1, 1, dtype=torch.bool)
         advantage = torch.tensor([2.0 * sign])
-        batch = is_pg.Batch(
-            torch.tensor([0]), torch.tensor([1]), advantage, None, None, one, one, []
-        )
+        state, action = torch.tensor([0]), torch.tensor([1])
+        fields = dict(obs=state, actions=action, advantages=advantage, valid=one, done=one)
+        batch = make_batch(is_pg, problem.old_dist(state), **fields)
         clipped, metrics = update("ppo", problem, policy, batch, clip_eps=0.2)
         plain, _ = update("step", problem, policy, batch)
         flat = ratio > 1.2 if sign > 0 else ratio < 0.8

@@ -273,8 +273,9 @@ def test_every_observation_space_reaches_the_networks(space, shown, flat):
     envs = ppo.make_envs(args, 3, space=space, shown=shown)
     normalizer = Normalizer(envs.single_observation_space.shape, enabled=False)
     policy, value = Policy(normalizer, envs.single_action_space), Value(normalizer)
-    state = envs.reset(seed=0)[0], np.zeros(3, bool)
-    batch, *_ = ppo.collect(envs, policy, value, lambda rewards, *_: rewards, state, args)
+    obs, done = envs.reset(seed=0)[0], np.zeros(3, bool)
+    scaler = lambda rewards, *_: rewards  # noqa: E731
+    batch, *_ = ppo.collect(envs, obs, done, policy, value, scaler, args)
     assert_array_equal(normalizer(batch.obs), [flat] * 6)
     assert batch.actions.shape == (6, 2)
     assert batch.values.shape == (6,)
@@ -390,8 +391,9 @@ def test_images_stay_bytes_until_they_are_in_the_network():
     envs = ppo.make_envs(args, 3, space=space, shown=np.full((8, 8, 3), 51, np.uint8))
     normalizer = Normalizer(space.shape, True, space.dtype)
     policy, value = Policy(normalizer, envs.single_action_space, 8), Value(normalizer, 8)
-    state = envs.reset(seed=0)[0], np.zeros(3, bool)
-    batch, *_ = ppo.collect(envs, policy, value, lambda rewards, *_: rewards, state, args)
+    obs, done = envs.reset(seed=0)[0], np.zeros(3, bool)
+    scaler = lambda rewards, *_: rewards  # noqa: E731
+    batch, *_ = ppo.collect(envs, obs, done, policy, value, scaler, args)
     assert batch.obs.dtype == torch.uint8
     normalizer.update(batch.obs)
     # Shifted by the mean of each pixel, which is 51, but divided by 255 whatever its deviation is

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from recording import Recorder
+from recording import Recorder, make_batch
 from torch.nn.utils import parameters_to_vector
 
 import ppo
@@ -23,11 +23,12 @@ def watched(monkeypatch):
     """What each iteration of a run began with and collected."""
     iterations, collect = [], ppo.collect
 
-    def spy(envs, policy, value, *rest):
+    def spy(envs, obs, done, policy, value, *rest):
         networks = copy.deepcopy(policy), copy.deepcopy(value)
-        batch, old_dist, state, episodes = collect(envs, policy, value, *rest)
+        batch, obs, done = collect(envs, obs, done, policy, value, *rest)
+        episodes = list(zip(envs.return_queue, envs.length_queue))
         iterations.append((*networks, batch, episodes))
-        return batch, old_dist, state, episodes
+        return batch, obs, done
 
     monkeypatch.setattr(ppo, "collect", spy)
     return iterations
@@ -109,7 +110,7 @@ def test_value_update(max_grad_norm):
         gradients = torch.autograd.grad(output, list(value.parameters()))
         slope = torch.cat([gradient.flatten() for gradient in gradients])
         expected = expected + 2 * (output.detach() - target) * slope / 12
-    batch = ppo.Batch(obs, None, -returns, returns, None, None, None, [])
+    batch = make_batch(ppo, None, obs=obs, advantages=-returns, returns=returns)
     args = ppo.Args(value_epochs=3, max_grad_norm=max_grad_norm)
     recorder = Recorder(value)
     ppo.update_value(value, recorder, batch, args)
@@ -118,8 +119,8 @@ def test_value_update(max_grad_norm):
     for gradient in recorder.gradients:
         torch.testing.assert_close(gradient, -expected, rtol=1e-4, atol=1e-6)
     recorder = Recorder(value)
-    args = ppo.Args(value_epochs=2, max_grad_norm=math.inf)
-    ppo.update_value(value, recorder, batch._replace(cuts=[4, 8]), args)
+    args = ppo.Args(value_epochs=2, max_grad_norm=math.inf, minibatch_size=4)
+    ppo.update_value(value, recorder, batch._replace(fewest=12), args)
     epochs = torch.stack(recorder.gradients).reshape(2, 3, -1)  # each takes each transition once
     torch.testing.assert_close(epochs[0].mean(0), epochs[1].mean(0), rtol=1e-4, atol=1e-6)
     assert (epochs[0] - epochs[1]).norm() > 0.01  # in an order of its own
@@ -233,20 +234,33 @@ def test_number_of_threads(tmp_path):
     assert most == os.cpu_count()  # far more of them end the process
 
 
-def test_minibatches_are_in_proportion_to_those_of_the_worker_with_the_least(monkeypatch):
+def test_minibatches_are_in_proportion_to_those_of_the_worker_with_the_least():
     """Here this one has twice as many transitions, and so as many minibatches, but larger ones."""
-    args = ppo.Args(num_envs=2, num_steps=100, minibatch_size=32)
+    args = ppo.Args(minibatch_size=32)
+    for least, most in [(80, 160), (80, 163), (64, 64), (65, 100), (7, 7)]:
+        batch = make_batch(ppo, None, obs=torch.zeros(most, 4), fewest=least)
+        parts = ppo.minibatches(batch, args)
+        assert sorted(torch.cat(parts).tolist()) == list(range(most))
+        ends = np.cumsum([len(part) for part in parts])
+        assert ends.tolist() == [32 * i * most // least for i in range(1, len(ends))] + [most]
+        assert len(ends) == math.ceil(least / 32)
+
+
+def test_the_worker_with_the_least_is_found(monkeypatch):
+    args = ppo.Args(num_envs=2, num_steps=100)
     envs = ppo.make_envs(args, 2)
     normalizer = ppo.Normalizer((4,))
     policy, value = ppo.Policy(normalizer, gym.spaces.Discrete(2)), ppo.Value(normalizer)
-    state = envs.reset(seed=1)[0], np.zeros(2, bool)
-    halves = lambda x: [x, x[: len(x) // 2]]  # noqa: E731
-    monkeypatch.setattr(ppo, "gather", halves)
-    batch, *_ = ppo.collect(envs, policy, value, ppo.RewardScaler(2, 0.99), state, args)
-    most, least = len(batch.obs), len(batch.obs) // 2
-    assert batch.cuts == [32 * i * most // least for i in range(1, 3)]
-    assert 64 <= batch.cuts[0] <= 65
-    assert 96 > least > 64
+    obs, done = envs.reset(seed=1)[0], np.zeros(2, bool)
+
+    def with_another(x):
+        """This worker, and one that has half of it."""
+        return [x, x // 2 if isinstance(x, int) else x[: len(x) // 2]]
+
+    monkeypatch.setattr(ppo, "gather", with_another)
+    scaler = ppo.RewardScaler(2, 0.99)
+    batch, *_ = ppo.collect(envs, obs, done, policy, value, scaler, args)
+    assert batch.fewest == len(batch.obs) // 2 > 64
 
 
 def test_progress_and_event_files(tmp_path, capsys, monkeypatch):

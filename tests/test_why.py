@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
+from recording import make_batch
 
 import is_pg
 import ppo
@@ -183,9 +184,10 @@ def test_measures_of_one_update(monkeypatch, double_precision):
     monkeypatch.setattr(why.evaluate, "play", lambda *args: (np.array([3.0, 5.0]), None, None))
     done = torch.tensor([[False], [True]])
     obs, actions = torch.zeros(2, 1), torch.tensor([0, 1])
-    fields = obs, actions, torch.tensor([1.0, -1.0]), None, None, ~done | done, done, []
-    old_dist = Fixed([0.5, 0.5])(obs)
-    measures = why.look_at(Fixed([0.25, 0.75]), ppo.Batch(*fields), old_dist, None, 1)
+    advantages, old_dist = torch.tensor([1.0, -1.0]), Fixed([0.5, 0.5])(obs)
+    masks = dict(valid=~done | done, done=done)
+    batch = make_batch(ppo, old_dist, obs=obs, actions=actions, advantages=advantages, **masks)
+    measures = why.look_at(Fixed([0.25, 0.75]), batch, None, 1)
     expected = dict(ratio_mean=1.0, ratio_max=1.5, surrogate=(0.5 - 1.5) / 2)
     expected |= {"return": 4.0, "ess": 1 / ((0.25 + 2.25) / 2)}
     paths = np.array([0.5, 0.5 * 1.5])
@@ -195,11 +197,11 @@ def test_measures_of_one_update(monkeypatch, double_precision):
 
 
 def test_a_caught_batch_is_that_of_the_iteration(monkeypatch, tmp_path):
-    policy, batch, old_dist, args = why.catch("CartPole-v1", 2, seed=3)
+    policy, batch, args = why.catch("CartPole-v1", 2, seed=3)
     assert args.seed == 3
     assert len(batch.obs) <= 2048
     with torch.no_grad():  # the policy is the one that acted, and not that of the start
-        assert torch.equal(policy(batch.obs).logits, old_dist.logits)
+        assert torch.equal(policy(batch.obs).logits, batch.old_dist.logits)
     assert ppo.update_policy.__module__ == "ppo"
     seen, update = [], ppo.update_policy
     spy = lambda *args: seen.append(args[2].obs) or update(*args)  # noqa: E731

@@ -64,6 +64,10 @@ class Problem:
         counts = np.eye(ACTIONS)[self.old_actions].sum(1)  # (S+1, A)
         return Tabular(torch.from_numpy(counts / 4).log())
 
+    @torch.no_grad()
+    def old_dist(self, states):
+        return self.old_policy()(states)
+
     def paths(self):
         draws = np.indices((4,) * (2 * HORIZON)).reshape(2 * HORIZON, -1)
         draws = draws[:, draws[-1] == 0]  # where the last step leads makes no difference
@@ -90,8 +94,19 @@ class Problem:
         ends = paths.done, paths.done
         advantages = gae(paths.rewards, grid, *ends, self.gamma, gae_lambda)
         arrays = [x[paths.valid] for x in (paths.states, paths.actions, advantages)]
-        arrays += [None, None, paths.valid, paths.done]
-        return is_pg.Batch(*(x if x is None else torch.from_numpy(x) for x in arrays), [])
+        obs, actions, advantages = map(torch.from_numpy, arrays)
+        return is_pg.Batch(
+            obs=obs,
+            actions=actions,
+            advantages=advantages,
+            returns=None,
+            values=None,
+            old_dist=self.old_dist(obs),
+            old_log_probs=self.old_dist(obs).log_prob(actions),
+            valid=torch.from_numpy(paths.valid),
+            done=torch.from_numpy(paths.done),
+            fewest=1,  # so that all of it is one minibatch
+        )
 
     # By dynamic programming, not by paths; probs: (S+1, A), differentiable
 
@@ -147,11 +162,11 @@ def score_table(policy):
 @torch.no_grad()
 def estimates(problem, policy, batch, weighting):
     """The estimate of ∇J that each path makes, (paths, P), and the weights, (B,)."""
-    paths, old_dist = problem.paths(), problem.old_policy()(batch.obs)
+    paths = problem.paths()
     if weighting == "none":
         weights, weighted = torch.ones_like(batch.advantages), batch.advantages
     else:
-        log_ratio = policy(batch.obs).log_prob(batch.actions) - old_dist.log_prob(batch.actions)
+        log_ratio = policy(batch.obs).log_prob(batch.actions) - batch.old_log_probs
         args = is_pg.Args(weighting=weighting, gamma=problem.gamma, gae_lambda=1.0)
         weights, weighted = is_pg.weighted_advantages(log_ratio, batch, args)
     terms = weighted[:, None] * score_table(policy)[batch.obs, batch.actions]

@@ -101,16 +101,16 @@ class Caught(Exception):
 
 
 def catch(env_id, iteration, seed):
-    """Train with ppo.py up to an iteration. Returns policy, batch, old_dist and args of it."""
+    """Train with ppo.py up to an iteration. Returns its policy, batch and args."""
     original, count = ppo.update_policy, 0
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
 
-    def update_policy(policy, optimizer, batch, old_dist, args):
+    def update_policy(policy, optimizer, batch, args):
         nonlocal count
         count += 1
         if count == iteration:
-            raise Caught(policy, batch, old_dist, args)
-        return original(policy, optimizer, batch, old_dist, args)
+            raise Caught(policy, batch, args)
+        return original(policy, optimizer, batch, args)
 
     ppo.update_policy = update_policy
     try:
@@ -127,16 +127,16 @@ def catch(env_id, iteration, seed):
 
 
 @torch.no_grad()
-def look_at(policy, batch, old_dist, args, seed):
+def look_at(policy, batch, args, seed):
     """What has become of the policy, in numbers. The returns are those of fresh episodes."""
     dist = policy(batch.obs)
-    log_ratio = (dist.log_prob(batch.actions) - old_dist.log_prob(batch.actions)).double()
+    log_ratio = (dist.log_prob(batch.actions) - batch.old_log_probs).double()
     in_double = batch._replace(advantages=batch.advantages.double())
     paths, _ = is_pg.weighted_advantages(log_ratio, in_double, is_pg.Args(weighting="trajectory"))
     ratio, ess = log_ratio.exp(), lambda w: (w.mean() ** 2 / w.square().mean()).item()
     envs = ppo.make_envs(args, EPISODES)
     returns, _, _ = evaluate.play(envs, policy, evaluate.Args("", seed=seed, max_steps=1000))
-    kl, surrogate = kl_divergence(old_dist, dist).mean().item(), (ratio * batch.advantages).mean()
+    kl, surrogate = kl_divergence(batch.old_dist, dist).mean().item(), (ratio * batch.advantages).mean()
     numbers = ratio.mean(), ratio.max(), ess(ratio), ess(paths), kl, surrogate, returns.mean()
     return {name: f"{number:.6g}" for name, number in zip(MEASURED, numbers)}
 
@@ -152,14 +152,14 @@ def measure_update(path):
             "ppo": {},
         }
         for seed in range(1, BATCHES + 1):
-            caught, batch, old_dist, args = catch(env_id, iteration, seed)
+            caught, batch, args = catch(env_id, iteration, seed)
             for script, options in settings.items():
                 for epochs in range(EPOCHS + 1) if script != "trpo" else (0, 1):
                     policy = deepcopy(caught)
                     torch.manual_seed(seed)
-                    step(script, policy, batch, old_dist, epochs, options)
+                    step(script, policy, batch, epochs, options)
                     row = dict(env=env_id, seed=seed, script=script, epochs=epochs)
-                    rows.append(row | look_at(policy, batch, old_dist, args, seed))
+                    rows.append(row | look_at(policy, batch, args, seed))
             print(f"{env_id}: batch {seed} of {BATCHES}", flush=True)
             with open(path, "w", newline="") as file:
                 writer = csv.DictWriter(file, ["env", "seed", "script", "epochs", *MEASURED])
@@ -167,17 +167,17 @@ def measure_update(path):
                 writer.writerows(rows)
 
 
-def step(script, policy, batch, old_dist, epochs, options):
+def step(script, policy, batch, epochs, options):
     """The script's own update, with so many epochs and an optimizer that has no past."""
     if epochs == 0:
         return
     module = importlib.import_module(script)
     if script == "trpo":
-        trpo.update_policy(policy, batch, old_dist, trpo.Args(**options))
+        trpo.update_policy(policy, batch, trpo.Args(**options))
     else:
         args = module.Args(policy_epochs=epochs, **options)
         optimizer = torch.optim.Adam(policy.parameters(), args.policy_lr, eps=1e-5)
-        module.update_policy(policy, optimizer, batch, old_dist, args)
+        module.update_policy(policy, optimizer, batch, args)
 
 
 def read_update(path):
@@ -313,12 +313,23 @@ def slopes(script, ratios, advantage):
     """∂/∂ρ of a script's objective for one transition, (B,), from its own update."""
     policy, n = Ratios(ratios), len(ratios)
     grid = torch.ones(n, 1, dtype=torch.bool)
-    actions, advantages = torch.ones(n, dtype=int), torch.full((n,), advantage).double()
-    batch = ppo.Batch(torch.arange(n), actions, advantages, None, None, grid, grid, [])
+    old_dist = Categorical(torch.tensor([[3 / 4, 1 / 4]]).double().expand(n, 2))
+    actions = torch.ones(n, dtype=int)
+    batch = ppo.Batch(
+        obs=torch.arange(n),
+        actions=actions,
+        advantages=torch.full((n,), advantage).double(),
+        returns=None,
+        values=None,
+        old_dist=old_dist,
+        old_log_probs=old_dist.log_prob(actions),
+        valid=grid,
+        done=grid,
+        fewest=1,  # so that all of it is one minibatch
+    )
     options = dict(policy_epochs=1, max_grad_norm=math.inf)
-    old_dist = Categorical(torch.tensor([3 / 4, 1 / 4]).double())
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
-    script.update_policy(policy, optimizer, batch, old_dist, script.Args(**options))
+    script.update_policy(policy, optimizer, batch, script.Args(**options))
     return (policy.ratios.detach() - ratios) * n  # the objective is a mean
 
 
@@ -381,14 +392,21 @@ def batch_of(problem, policy):
     with torch.no_grad():
         values = problem.action_values(policy.probs())[1].numpy()
         batch, paths = problem.batch(values), problem.paths()
-        log_ratio = policy(batch.obs).log_prob(batch.actions)
-        log_ratio -= problem.old_policy()(batch.obs).log_prob(batch.actions)
+        log_ratio = policy(batch.obs).log_prob(batch.actions) - batch.old_log_probs
         index = torch.from_numpy(paths.index[paths.valid])
         weight = log_ratio.new_zeros(index.max() + 1).index_add(0, index, log_ratio).exp()
         times = (16 * weight).round().long()
         times = (times // np.gcd.reduce(times.numpy()))[index]  # at φ itself each path once
-    repeated = (x.repeat_interleave(times, 0) for x in batch[:3])
-    return batch._replace(**dict(zip(("obs", "actions", "advantages"), repeated)))
+        obs = batch.obs.repeat_interleave(times, 0)
+        actions = batch.actions.repeat_interleave(times, 0)
+        old_dist = policy(obs)
+    return batch._replace(
+        obs=obs,
+        actions=actions,
+        advantages=batch.advantages.repeat_interleave(times, 0),
+        old_dist=old_dist,
+        old_log_probs=old_dist.log_prob(actions),
+    )
 
 
 def landscape(problem, policy, places):
@@ -413,11 +431,10 @@ def landscape(problem, policy, places):
 def walk(problem, policy, script, epochs=300):
     """Where a script goes by plain gradient steps on the one batch of φ, (steps + 1, 2)."""
     batch, policy, places = batch_of(problem, policy), deepcopy(policy), [(0.0, 0.0)]
-    old_dist = Categorical(policy(batch.obs).probs.detach())
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
     optimizer.register_step_post_hook(lambda *_: places.append(tuple(policy.place.tolist())))
     args = script.Args(policy_epochs=epochs, max_grad_norm=math.inf)
-    script.update_policy(policy, optimizer, batch, old_dist, args)
+    script.update_policy(policy, optimizer, batch, args)
     return np.array(places)
 
 
@@ -426,8 +443,7 @@ def walk_within(problem, policy, max_kl, updates=8):
     policy, places = deepcopy(policy), [(0.0, 0.0)]
     for _ in range(updates):
         batch = batch_of(problem, policy)
-        old_dist = Categorical(policy(batch.obs).probs.detach())
-        trpo.update_policy(policy, batch, old_dist, trpo.Args(max_kl=max_kl, cg_damping=0.0))
+        trpo.update_policy(policy, batch, trpo.Args(max_kl=max_kl, cg_damping=0.0))
         places.append(tuple(policy.place.tolist()))
     return np.array(places)
 
