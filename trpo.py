@@ -48,14 +48,14 @@ class Args:
     # the task
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:id to import a module first
     env_kwargs: str = "{}"  # options of the environment, as JSON: '{"gravity": -5}'
-    wrappers: tuple[str, ...] = ()  # module:Class of each to put around every environment
-    vectorization_mode: Literal["sync", "async"] | None = None  # async: one process each
+    wrappers: tuple[str, ...] = ()  # module:Class of each to put around environments
+    vectorization_mode: Literal["sync", "async"] | None = None  # async: a process each
     num_envs: AtLeast1 = 8  # environments stepped together in each process, N
     total_steps: AtLeast1 = 200_000  # environment steps to train for, of all processes
     seed: Seed = 1  # fixes weights, environments and actions
     gamma: ZeroToOne = 0.995  # discount, γ
     # what is learned from, and how
-    gae_lambda: ZeroToOne = 0.95  # from less variance (0) to less bias (1) in advantages, λ
+    gae_lambda: ZeroToOne = 0.95  # less variance (0) or less bias (1) of the advantages, λ
     normalize_obs: bool = True  # by their running mean and standard deviation
     normalize_rewards: bool = True  # by the running standard deviation of discounted returns
     hidden_size: AtLeast1 = 64  # units in each hidden layer; images of 36 pixels and more: 512
@@ -66,7 +66,7 @@ class Args:
     anneal_lr: bool = True  # learning rates fall linearly, to 0 at total_steps
     # the run
     run_dir: str = ""  # if empty runs/ENV/SCRIPT/seedSEED; a name that is taken gets a suffix
-    resume: str = ""  # folder of a run to continue, with its own options as the defaults
+    resume: str = ""  # folder of a run to continue; its own options are the defaults
     checkpoint_interval: Positive = 60.0  # seconds between checkpoints
     tensorboard: bool = False  # also write event files (pip install tensorboard)
     device: str = "cpu"  # where the networks are: cpu, cuda, cuda:1
@@ -181,7 +181,7 @@ def update_value(value: Value, optimizer: Adam, batch: Batch, args: Args) -> Non
 def minibatches(batch: Batch, args: Args) -> tuple[Tensor, ...]:
     """Shuffled indices into a batch, in parts of minibatch_size.
 
-    A worker with more transitions than another has larger parts, so that all have as many.
+    Workers with more transitions have larger parts, so that all have equally many.
     """
     cuts = range(args.minibatch_size, batch.fewest, args.minibatch_size)
     stretched = [cut * len(batch.obs) // batch.fewest for cut in cuts]
@@ -326,10 +326,6 @@ def fail(message: str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
-def as_option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def check(args: Args) -> None:
     """Refuse numbers that are out of their range."""
     numbers = [field for field in fields(args) if hasattr(field.type, "__metadata__")]
@@ -337,29 +333,27 @@ def check(args: Args) -> None:
         x = getattr(args, field.name)
         range_in_words, is_in_range = field.type.__metadata__
         if not is_in_range(x):
-            fail(f"{as_option(field.name)} must be {range_in_words}, not {x}")
+            option = field.name.replace("_", "-")
+            fail(f"--{option} must be {range_in_words}, not {x}")
 
 
 def make_envs(args: Args, num_envs: int, wrappers: list | tuple = (), **kwargs: Any) -> VectorEnv:
     """Environments that step together, with observations in one Box and returns recorded."""
-    kwargs = {
-        "vectorization_mode": args.vectorization_mode,
-        **json.loads(args.env_kwargs),
-        **kwargs,
-    }
+    kwargs = json.loads(args.env_kwargs) | kwargs
+    kwargs.setdefault("vectorization_mode", args.vectorization_mode)
     wrappers = [*map(resolve_name, args.wrappers), *wrappers]
     if wrappers:  # environments with a vectorized form of their own do not take them
         kwargs["wrappers"] = wrappers
         kwargs["vectorization_mode"] = kwargs["vectorization_mode"] or "sync"
     elif "ALE/" in args.env_id and not kwargs["vectorization_mode"]:
-        kwargs["reward_clipping"] = False  # it would come before the returns are recorded
+        kwargs["reward_clipping"] = False  # it would change the returns on record
     envs = gym.make_vec(args.env_id, num_envs, **kwargs)
     mode = envs.metadata.get("autoreset_mode")
     if mode != gym.vector.AutoresetMode.NEXT_STEP:
         raise ValueError(f"autoreset_mode is {mode}, not NEXT_STEP")
     if not isinstance(envs.single_observation_space, gym.spaces.Box):
         envs = FlattenObservation(envs)
-    longest_queue = num_envs * args.num_steps  # each step of a rollout may end an episode
+    longest_queue = num_envs * args.num_steps  # each step may end an episode
     return RecordEpisodeStatistics(envs, longest_queue, stats_key="sums")
 
 
@@ -373,9 +367,9 @@ def load_checkpoint(run_dir: str) -> dict:
         if checkpoint["script"] != Path(__file__).stem:
             fail(f"{run_dir} is a run of {checkpoint['script']}.py: give it to that script")
         return checkpoint | {"args": vars(Args(**checkpoint["args"]))}
-    except Exception as error:  # of any kind, as the damage has it
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        fail(f"{run_dir} has no checkpoint.pt that can be read ({reason})")
+    except Exception as error:  # damage can raise anything
+        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+        fail(f"{run_dir} has no checkpoint.pt that can be read ({first_line})")
 
 
 def take_all(queue: deque) -> list[float]:
@@ -396,18 +390,20 @@ class Run:
         progress = self.saved.get("progress", (0, 0, 0.0, [], 0))
         self.iteration, self.step, self.seconds, self.recent_returns, self.csv_size = progress
         self.is_over = self.step >= args.total_steps
+        self.seed = np.random.SeedSequence([args.seed, self.iteration]).generate_state(1).item()
         env = args.env_id.replace("/", "-").replace(":", "-")
-        name = args.run_dir or f"runs/{env}/{Path(__file__).stem}/seed{args.seed}"
-        self.folder = Path(args.resume or name)
-        for name in ("env_id", "hidden_size", "run_dir"):
+        default = f"runs/{env}/{Path(__file__).stem}/seed{args.seed}"
+        self.folder = Path(args.resume or args.run_dir or default)
+        for option in ("env-id", "hidden-size", "run-dir"):
+            name = option.replace("-", "_")
             if getattr(args, name) != self.saved["args"][name]:
-                fail(f"{as_option(name)} cannot change when a run resumes: start a new one")
+                fail(f"--{option} cannot change when a run resumes: start a new one")
         self.signals = []
         signums = signal.SIGINT, signal.SIGTERM
         self.old_handlers = {signum: signal.signal(signum, self.stop) for signum in signums}
 
     def stop(self, signum: int, frame: Any) -> None:
-        """The first signal ends training after the iteration, and a second one kills."""
+        """The first signal ends training after the iteration; a second one kills."""
         self.signals.append(signum)
         signal.signal(signum, signal.SIG_DFL)
 
@@ -416,15 +412,14 @@ class Run:
         args = self.args
         try:
             envs = make_envs(args, args.num_envs)
-            if self.num_workers > 1:  # by itself PyTorch would take nccl alone where there is a GPU
+            if self.num_workers > 1:  # nccl, PyTorch's choice where there is a GPU, needs one
                 backend = "gloo" if args.device == "cpu" else "cpu:gloo,cuda:nccl"
                 torch.distributed.init_process_group(backend)
             if self.num_workers > 1 and args.device == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            self.seed = np.random.SeedSequence([args.seed, self.iteration]).generate_state(1).item()
             first_seed = self.seed % (2**31 - self.num_workers * args.num_envs)
-            obs, _ = envs.reset(seed=first_seed + self.rank * args.num_envs)  # each adds its index
-            # See in time whether the rollout and the largest layer fit into memory, on the device
+            obs, _ = envs.reset(seed=first_seed + self.rank * args.num_envs)  # i adds i to it
+            # Before there is a folder, try the memory that a run needs, and the device
             np.empty((args.num_steps + 1, *obs.shape), obs.dtype)
             torch.empty(args.hidden_size, args.hidden_size)
             torch.ones(1, device=args.device).cpu()
@@ -437,11 +432,11 @@ class Run:
         """Restore the parts of a run that resumes, and open the files of its folder."""
         self.parts = parts
         self.start = time.time() - self.seconds
-        self.next_line = self.next_save = 0.0  # when the next status and checkpoint are due
+        self.next_line = self.next_save = 0.0  # when status and checkpoint are due
         if self.args.resume:
             self.restore()
         if self.rank > 0:
-            torch.manual_seed(self.seed + self.rank)  # the other workers act differently
+            torch.manual_seed(self.seed + self.rank)  # workers act differently
             return
         try:
             writer = self.args.tensorboard and resolve_name("torch.utils.tensorboard:SummaryWriter")
@@ -453,20 +448,21 @@ class Run:
         self.config |= {"torch": str(torch.__version__), "gym": gym.__version__}
         (self.folder / "config.tmp").write_text(json.dumps(self.config, indent=2) + "\n")
         os.replace(self.folder / "config.tmp", self.folder / "config.json")
-        self.csv = open(self.folder / "metrics.csv", "a", buffering=1)  # a line at a time
-        self.csv.truncate(min(self.csv_size, self.csv.tell()))  # no rows after the checkpoint
+        self.csv = open(self.folder / "metrics.csv", "a", buffering=1)  # line by line
+        self.csv.truncate(min(self.csv_size, self.csv.tell()))  # to the rows of the checkpoint
         self.events = writer(self.folder, purge_step=self.step + 1) if writer else None
 
     def restore(self) -> None:
+        """Load the state of each part, and that of the random numbers."""
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(self.saved[name])
             torch.set_rng_state(self.saved["rng"])
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
-            fail(f"{self.args.resume} has another network or optimizer: {error}")
+            fail(f"the checkpoint in {self.folder} does not fit: {error}")
 
     def make_folder(self) -> None:
-        """Make a folder, with a suffix if the name is taken, unless a run resumes in its own."""
+        """Make the folder, with a suffix if its name is taken; a run that resumes has its own."""
         name = self.folder
         for suffix in count(2):
             try:
@@ -476,19 +472,21 @@ class Run:
 
     def refuse_nan(self, *networks: nn.Module) -> None:
         """End the run before it logs or saves what is not finite."""
-        if all(x.isfinite().all() for network in networks for x in network.parameters()):
+        parameters = [x for network in networks for x in network.parameters()]
+        if all(x.isfinite().all() for x in parameters):
             return
         saved = f"the last checkpoint is in {self.folder}" if self.iteration else "nothing is saved"
         advice = "check rewards or lower the learning rates"
         fail(f"NaN or infinity at step {self.step}: {advice}; {saved}", 1)
 
     def log(self, batch: Batch, envs: VectorEnv, metrics: dict, own_metrics: dict) -> None:
-        """Count an iteration, write a row of metrics.csv, and now and then the status."""
+        """Count an iteration of all workers, and have the first one report it."""
         workers = gather((len(batch.obs), bool(self.signals)))
         self.iteration += 1
         self.step += sum(size for size, _ in workers)
         self.seconds = time.time() - self.start
-        self.is_over = self.step >= self.args.total_steps or any(stop for _, stop in workers)
+        has_to_stop = any(signaled for _, signaled in workers)
+        self.is_over = has_to_stop or self.step >= self.args.total_steps
         returns = take_all(envs.return_queue)
         lengths = take_all(envs.length_queue)
         self.recent_returns = [*self.recent_returns, *returns][-100:]
@@ -506,8 +504,13 @@ class Run:
             "seconds": self.seconds,
             **own_metrics,
         }
-        if self.rank > 0:
-            return
+        if self.rank == 0:
+            self.write(row)
+            if self.is_over or time.time() > self.next_line:
+                self.show(row)
+
+    def write(self, row: dict) -> None:
+        """Add a row to metrics.csv, with nothing where there is no number, and to the events."""
         if self.csv.tell() == 0:
             self.csv.write(",".join(row) + "\n")
         numbers = ["" if math.isnan(x) else f"{x:.9g}" for x in row.values()]
@@ -515,8 +518,6 @@ class Run:
         if self.events:
             for name, x in row.items():
                 self.events.add_scalar(name, x, self.step)
-        if self.is_over or time.time() > self.next_line:
-            self.show(row)
 
     def show(self, row: dict) -> None:
         """Print the status, in a terminal over the one before."""
@@ -533,7 +534,7 @@ class Run:
             self.next_line = time.time() + 10
 
     def save(self) -> None:
-        """Save a checkpoint if it is time. On disk is the old one or the new one, never a half."""
+        """Save a checkpoint if it is time. A crash leaves the old one or the new one, whole."""
         if self.rank > 0 or not (self.is_over or time.time() > self.next_save):
             return
         states = {name: part.state_dict() for name, part in self.parts.items()}
