@@ -392,7 +392,7 @@ class Run:
             first_seed = self.seed % (2**31 - self.num_workers * args.num_envs)
             obs, _ = envs.reset(seed=first_seed + self.rank * args.num_envs)  # i adds i to it
             # Before there is a folder, try the memory that a run needs, and the device
-            np.empty((args.num_steps + 1, *obs.shape), obs.dtype)
+            np.empty((args.num_steps + 1) * getattr(obs, "nbytes", 0), np.uint8)
             torch.empty(args.hidden_size, args.hidden_size)
             torch.ones(1, device=args.device).cpu()
         except Exception as error:  # environments can raise anything

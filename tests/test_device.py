@@ -162,16 +162,16 @@ def test_an_update_on_a_gpu_is_that_of_the_processor(name, env_id):
         policy = script.Policy(normalizer, envs.single_action_space, 8)
         value = script.Value(normalizer, 8)
         if device == "cpu":
-            state = envs.reset(seed=1)[0], np.zeros(args.num_envs, bool)
+            obs, done = envs.reset(seed=1)[0], np.zeros(args.num_envs, bool)
             scaler = script.RewardScaler(args.num_envs, args.gamma)
-            batch, *_ = script.collect(envs, policy, value, scaler, state, args)
-        batch = script.Batch(*(x.to(device) for x in batch[:-1]), batch.cuts)
+            batch, *_ = script.collect(envs, obs, done, policy, value, scaler, args)
+        tensors = {k: x.to(device) for k, x in batch._asdict().items() if torch.is_tensor(x)}
         policy, value = policy.to(device), value.to(device)
         with torch.no_grad():
-            old_dist = policy(batch.obs)
+            batch = batch._replace(**tensors, old_dist=policy(tensors["obs"]))
         optimizers = [Adam(x.parameters(), 1e-3, eps=1e-5, fused=True) for x in (policy, value)]
         own = optimizers[:1] if name != "trpo" else []
-        script.update_policy(policy, *own, batch, old_dist, args)
+        script.update_policy(policy, *own, batch, args)
         script.update_value(value, optimizers[1], batch, args)
         with torch.no_grad():
             updated[device] = policy.outputs(batch.obs).cpu(), value(batch.obs).cpu()

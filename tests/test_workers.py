@@ -5,6 +5,7 @@ import importlib
 import json
 import signal
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -123,7 +124,9 @@ def test_each_worker_has_its_gpu(device, monkeypatch, tmp_path):
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(torch.distributed, "init_process_group", calls.append)
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
-    monkeypatch.setattr(ppo, "Value", lambda *_: 1 / 0)  # that is enough
+    envs = gym.make_vec("CartPole-v1", 2)
+    envs.reset = lambda seed: 1 / 0  # that is enough
+    monkeypatch.setattr(ppo, "make_envs", lambda *_: envs)
     with pytest.raises(SystemExit):
         ppo.main(ppo.Args(device=device, run_dir=str(tmp_path / "run")))
     both = ["cpu:gloo,cuda:nccl"]

@@ -66,8 +66,8 @@ def train(name, arguments, by_rule=False, double=False):
         batch, *rest = collect(*args)
         if not double:
             return batch, *rest
-        floats = batch.advantages.double(), batch.returns.double()
-        return batch._replace(advantages=floats[0], returns=floats[1]), *rest
+        floats = dict(advantages=batch.advantages.double(), returns=batch.returns.double())
+        return batch._replace(**floats), *rest
 
     def spy(value, *rest):
         update_value(value, *rest)
