@@ -1,13 +1,13 @@
-"""Steps per second with more workers, what they send each other, and what that would come to.
+"""Steps per second with more workers, what they send each other, and what it would come to.
 
 Run: python -m tools.scale --workers 1 2 --output docs/scale.csv
 
-Each run is one of torchrun's on this machine. What is sent is counted in the first worker: calls
-and bytes of the all-reduce and all-gather operations of an iteration. The model of many workers is
-that of a ring or a tree (Thakur et al. 2005): an all-reduce of n bytes among K takes 2 (K−1) α or
-2 ⌈log₂ K⌉ α, and 2 (K−1)/K n/β, with α and β from the times that two workers here take for a
-message of one number and for one of a million. An all-gather of n bytes each takes (K−1) n/β, and
-as much α as half an all-reduce.
+Each run is one of torchrun's on this machine. The first worker counts what it sends: calls and
+bytes of the all-reduce and all-gather operations of an iteration. The model of many workers is
+that of a ring or a tree (Thakur et al. 2005): among K workers, an all-reduce of n bytes takes
+2 (K−1) α or 2 ⌈log₂ K⌉ α, and 2 (K−1)/K n/β. An all-gather of n bytes from each takes (K−1) n/β,
+and half as much α as an all-reduce. α and β come from the times that two workers here need for
+a message of one number and for one of a million.
 """
 
 import csv
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,9 @@ import tyro
 
 from tools import fail
 
-COLUMNS = ["setting", "workers", "steps_per_second", "iteration", "reduces", "reduced"]
-COLUMNS += ["gathers", "gathered", "waiting", "one_number", "million_numbers"]
+SENT = ["reduces", "reduced", "gathers", "gathered"]  # all-reduces, their bytes, and so on
+MEASURED = ["steps_per_second", "iteration", *SENT, "waiting", "one_number", "million_numbers"]
+COLUMNS = ["setting", "workers", *MEASURED]
 PONG = dict(env_id="ale_py:ALE/Pong-v5", num_steps=128, policy_epochs=4, value_epochs=4)
 SETTINGS = {  # script, options, environment steps of each worker
     "ppo, CartPole-v1": ("ppo", {}, 30_000),
@@ -38,7 +40,7 @@ SETTINGS = {  # script, options, environment steps of each worker
     "trpo, HalfCheetah-v5": ("trpo", dict(env_id="HalfCheetah-v5"), 20_000),
     "ppo, Pong": ("ppo", PONG, 2_500),
 }
-MANY = 8, 64, 1000
+MANY = 8, 64, 1000  # workers, in the model
 
 
 @dataclass
@@ -51,68 +53,93 @@ class Args:
 
 
 def watched(name, size, counts):
-    """Count the calls of an operation of torch.distributed, their bytes and their seconds."""
+    """Count the calls of an operation of torch.distributed, their bytes and seconds."""
     original = getattr(torch.distributed, name)
 
     def operation(*args):
         before = time.perf_counter()
         original(*args)
-        counts[name] = [x + y for x, y in zip(counts[name], (1, size(args), 0))]
-        counts[name][2] += time.perf_counter() - before
+        calls, sent, seconds = counts[name]
+        sent += size(args)
+        elapsed = time.perf_counter() - before
+        counts[name] = [calls + 1, sent, seconds + elapsed]
 
     counts[name] = [0, 0, 0.0]
     setattr(torch.distributed, name, operation)
 
 
+def reduced_bytes(args):
+    return args[0].nbytes
+
+
+def gathered_bytes(args):
+    """The length of the gathered object as JSON, with its arrays as they are in memory."""
+    return len(json.dumps(args[1], default=lambda array: "x" * array.nbytes))
+
+
+def message_times():
+    """Median seconds of an all-reduce of one number and of a million."""
+    times = {}
+    for column, size in (("one_number", 1), ("million_numbers", 10**6)):
+        message = torch.ones(size)
+        seconds = []
+        for _ in range(60):
+            before = time.perf_counter()
+            torch.distributed.all_reduce(message)
+            seconds.append(time.perf_counter() - before)
+        times[column] = statistics.median(seconds)
+    return times
+
+
+def means_of_a_run(run_dir, counts):
+    """Steps per second, and what an iteration takes, sends and waits."""
+    with open(Path(run_dir, "metrics.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    first, last, n = rows[0], rows[-1], len(rows)
+    steps = float(last["step"]) - float(first["step"])
+    seconds = float(last["seconds"]) - float(first["seconds"])
+    reduces, reduced, reducing = counts["all_reduce"]
+    gathers, gathered, gathering = counts["all_gather_object"]
+    return dict(
+        steps_per_second=steps / seconds,
+        iteration=seconds / (n - 1),
+        waiting=(reducing + gathering) / n,
+        reduces=reduces / n,
+        reduced=reduced / n,
+        gathers=gathers / n,
+        gathered=gathered / n,
+    )
+
+
 def work(task):
     """Be a worker: train, and let the first one write down what was sent."""
-    script, counts = importlib.import_module(task["script"]), {}
-    watched("all_reduce", lambda args: args[0].nbytes, counts)
-    watched("all_gather_object", lambda args: len(json.dumps(args[1], default=nbytes)), counts)
-    run_dir, result = task["options"]["run_dir"], {}
+    script = importlib.import_module(task["script"])
+    counts, times = {}, {}
+    watched("all_reduce", reduced_bytes, counts)
+    watched("all_gather_object", gathered_bytes, counts)
     init_process_group = torch.distributed.init_process_group
 
     def init_and_time(backend):
         init_process_group(backend)
-        for column, size in (("one_number", 1), ("million_numbers", 10**6)):
-            message, times = torch.ones(size), []
-            for _ in range(60):
-                before = time.perf_counter()
-                torch.distributed.all_reduce(message)
-                times.append(time.perf_counter() - before)
-            result[column] = statistics.median(times)
-        counts["all_reduce"] = [0, 0, 0.0]  # those of the run alone
+        times.update(message_times())
+        counts["all_reduce"] = [0, 0, 0.0]  # from here on, those of the run
 
     torch.distributed.init_process_group = init_and_time
     script.main(script.Args(**task["options"]))
     if os.environ["RANK"] == "0":
-        with open(Path(run_dir, "metrics.csv"), newline="") as file:
-            rows = [{k: float(x or "nan") for k, x in row.items()} for row in csv.DictReader(file)]
-        first, last, n = rows[0], rows[-1], len(rows)
-        seconds = last["seconds"] - first["seconds"]
-        result |= dict(steps_per_second=(last["step"] - first["step"]) / seconds)
-        result |= dict(iteration=seconds / (n - 1), waiting=sum(x[2] for x in counts.values()) / n)
-        for name, columns in [
-            ("all_reduce", ("reduces", "reduced")),
-            ("all_gather_object", ("gathers", "gathered")),
-        ]:
-            result |= {column: x / n for column, x in zip(columns, counts[name])}
+        result = times | means_of_a_run(task["options"]["run_dir"], counts)
         Path(task["result"]).write_text(json.dumps(result))
 
 
-def nbytes(x):
-    """An array or a tensor as so many characters."""
-    return "x" * x.nbytes
-
-
 def measure(setting, count):
-    """A run of torchrun. Returns a row."""
+    """A run of torchrun with so many workers. Returns a row."""
     script, options, steps = SETTINGS[setting]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     with tempfile.TemporaryDirectory() as folder:
         options = options | dict(run_dir=f"{folder}/run", total_steps=steps * count)
-        task = json.dumps(dict(script=script, options=options, result=f"{folder}/result"))
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = [*launcher, f"--nproc-per-node={count}", "-m", "tools.scale", "--child", task]
+        task = dict(script=script, options=options, result=f"{folder}/result")
+        worker = ["-m", "tools.scale", "--child", json.dumps(task)]
+        command = [*launcher, f"--nproc-per-node={count}", *worker]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             fail(f"{setting} with {count} workers ended with {done.stderr.strip()[:1500]}")
@@ -122,17 +149,16 @@ def measure(setting, count):
 
 def medians(rows):
     """{setting: {workers: {column: median of the runs}}}"""
-    groups = {}
+    groups = defaultdict(list)
     for row in rows:
-        group = groups.setdefault(row["setting"], {}).setdefault(int(row["workers"]), [])
-        group.append({column: float(row.get(column) or "nan") for column in COLUMNS[2:]})
-    return {
-        setting: {
-            count: {column: statistics.median(run[column] for run in runs) for column in runs[0]}
-            for count, runs in by_count.items()
+        numbers = {column: float(row.get(column) or "nan") for column in MEASURED}
+        groups[row["setting"], int(row["workers"])].append(numbers)
+    found = defaultdict(dict)
+    for (setting, count), runs in groups.items():
+        found[setting][count] = {
+            column: statistics.median(run[column] for run in runs) for column in MEASURED
         }
-        for setting, by_count in groups.items()
-    }
+    return found
 
 
 def seconds_of_messages(two, count, rounds):
@@ -147,29 +173,60 @@ def seconds_of_messages(two, count, rounds):
 def tables(rows):
     """What was measured, and what the model says of many workers, as Markdown."""
     found = medians(rows)
-    lines = ["| | workers | steps/s | of one, times | s an iteration | waiting, s | all-reduces |"]
-    lines[0] += " KiB | all-gathers | KiB |"
-    lines.append("|" + "---|" * 10)
+    return "\n".join([*measured_lines(found), "", *model_lines(found)])
+
+
+def measured_lines(found):
+    heads = ["workers", "steps/s", "of one, times", "s an iteration", "waiting, s"]
+    heads += ["all-reduces", "KiB", "all-gathers", "KiB"]
+    lines = [f"| | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
     for setting, runs in found.items():
         for count, x in runs.items():
-            times = x["steps_per_second"] / runs[1]["steps_per_second"]
-            cells = [setting, count, f"{x['steps_per_second']:,.0f}", f"{times:.2f}"]
-            cells += [f"{x['iteration']:.3g}", f"{x['waiting']:.2g}", f"{x['reduces']:.0f}"]
-            cells += [f"{x['reduced'] / 1024:,.0f}", f"{x['gathers']:.0f}"]
-            cells += [f"{x['gathered'] / 1024:,.0f}"]
-            known = ("" if cell == "nan" else f" {cell}" for cell in cells)  # one sends nothing
+            cells = [
+                setting,
+                count,
+                f"{x['steps_per_second']:,.0f}",
+                f"{x['steps_per_second'] / runs[1]['steps_per_second']:.2f}",
+                f"{x['iteration']:.3g}",
+                f"{x['waiting']:.2g}",
+                f"{x['reduces']:.0f}",
+                f"{x['reduced'] / 1024:,.0f}",
+                f"{x['gathers']:.0f}",
+                f"{x['gathered'] / 1024:,.0f}",
+            ]
+            # A worker alone sends nothing
+            known = ("" if cell == "nan" else f" {cell}" for cell in cells)
             lines.append("|" + " |".join(known) + " |")
-    lines += ["", "| an iteration takes longer than alone, times |"]
-    lines[-1] += "".join(f" {count}, ring | {count}, tree |" for count in MANY)
+    return lines
+
+
+def model_lines(found):
+    heads = "".join(f" {count}, ring | {count}, tree |" for count in MANY)
+    lines = ["| an iteration takes longer than alone, times |" + heads]
     lines.append("|" + "---|" * (1 + 2 * len(MANY)))
     for setting, runs in found.items():
         cells = [setting]
-        for count in MANY if 2 in runs else ():
-            for rounds in (2 * (count - 1), 2 * math.ceil(math.log2(count))):
-                more = seconds_of_messages(runs[2], count, rounds)
-                cells.append(f"{1 + more / runs[1]['iteration']:.3g}")
+        if 2 in runs:
+            cells += [f"{ratio:.3g}" for ratio in slowdowns(runs[1], runs[2])]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return lines
+
+
+def slowdowns(one, two):
+    """By the model: iterations of many workers, in a ring and a tree, over that of one."""
+    ratios = []
+    for count in MANY:
+        for rounds in (2 * (count - 1), 2 * math.ceil(math.log2(count))):
+            more = seconds_of_messages(two, count, rounds)
+            ratios.append(1 + more / one["iteration"])
+    return ratios
+
+
+def write(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main(args):
@@ -187,10 +244,7 @@ def main(args):
         for _ in range(args.repeats):
             for count in args.workers:
                 rows.append(measure(setting, count))
-                with open(args.output, "w", newline="") as file:
-                    writer = csv.DictWriter(file, COLUMNS)
-                    writer.writeheader()
-                    writer.writerows(rows)
+                write(args.output, rows)
     print(tables(rows))
     print(f"all runs: {args.output}")
 
