@@ -2,13 +2,13 @@
 
 Run: python -m tools.speed --output docs/speed.csv
 
-At each setting ours, the other and the environment alone (random actions) take turns, A B C A B C
-…, so that all see the same machine; every run has a process of its own, one thread and, where the
-system can, one core. Steps, epochs, minibatches and networks are the same, and so are the tasks;
-but each has them as it comes, so that CartPole and Pong are Gymnasium's vectorized forms here and
-single environments, one after the other, there. The others do less: they neither normalize
-observations nor scale rewards. Steps per second are those after the first iteration; the seconds
-to its end begin with the process, imports and all.
+At each setting ours, the other and the environment alone (random actions) take turns, A B C A B
+C …, so that all see the same machine. Every run has a process of its own, one thread and, where
+the system can, one core. Steps, epochs, minibatches, networks and tasks are the same, but each
+has the tasks as it comes: here CartPole and Pong are Gymnasium's vectorized forms, there they
+are single environments, one after the other. The others do less: they neither normalize
+observations nor scale rewards. Steps per second are those after the first iteration; the
+seconds to its end begin with the process, imports and all.
 """
 
 import contextlib
@@ -33,8 +33,13 @@ from tools import fail
 
 PEERS = {"vanilla_pg": "A2C", "trpo": "TRPO", "ppo": "PPO"}
 PARTS = "collect", "prepare", "update", "log"
-UNITS = {"steps_per_second": "1/s", **dict.fromkeys(PARTS, "µs per step"), "memory": "MiB"}
-UNITS |= dict.fromkeys(["first_iteration", "solved_training", "solved_command"], "s")
+SECONDS = ["first_iteration", "solved_training", "solved_command"]
+UNITS = {
+    "steps_per_second": "1/s",
+    **dict.fromkeys(PARTS, "µs per step"),
+    "memory": "MiB",
+    **dict.fromkeys(SECONDS, "s"),
+}
 CLEANRL = dict(num_envs=4, num_steps=128, minibatch_size=128, policy_epochs=4, value_epochs=4)
 SB3 = dict(env_id="HalfCheetah-v5", num_envs=1, num_steps=2048, minibatch_size=64)
 A2C = dict(num_envs=4, num_steps=5, minibatch_size=20, value_epochs=1)
@@ -72,7 +77,9 @@ class Watch:
     """Seconds spent in each part of each iteration, and the steps done before it."""
 
     def __init__(self):
-        self.part, self.since, self.iterations = "", time.perf_counter(), []
+        self.part = ""
+        self.since = time.perf_counter()
+        self.iterations = []
 
     def enter(self, part):
         """A part of the loop begins, and with it ends the one before."""
@@ -89,11 +96,15 @@ class Watch:
     def result(self, started):
         """Means over all iterations but the first and the last, whose end is not seen."""
         first, *inner, last = self.iterations[1:]
-        seconds = sum((iteration["seconds"] for iteration in [first, *inner]), Counter())
+        whole = [first, *inner]
+        seconds = sum((iteration["seconds"] for iteration in whole), Counter())
         steps = last["steps"] - first["steps"]
-        row = dict(steps_per_second=steps / seconds.total(), memory=peak_memory())
-        row |= {part: 1e6 * seconds[part] / steps for part in PARTS}
-        return row | {"first_iteration": first["time"] - started}
+        return {
+            "steps_per_second": steps / seconds.total(),
+            "memory": peak_memory(),
+            **{part: 1e6 * seconds[part] / steps for part in PARTS},
+            "first_iteration": first["time"] - started,
+        }
 
 
 def peak_memory():
@@ -105,6 +116,7 @@ def peak_memory():
 
 
 def hook(owner, function, before=None, after=None):
+    """Call something before a function, or after it with its result, whenever it runs."""
     original = getattr(owner, function)
 
     def hooked(*args, **kwargs):
@@ -119,13 +131,8 @@ def hook(owner, function, before=None, after=None):
 
 
 def run_ours(name, options, steps, started):
-    script, watch, collected = importlib.import_module(name), Watch(), [0]
-    hook(script, "collect", lambda: watch.begin(sum(collected)))
-    hook(script, "collect", after=lambda result: collected.append(len(result[0].obs)))
-    # The first use of V in an iteration is right after its last step
-    hook(script.Value, "forward", lambda: watch.part == "collect" and watch.enter("prepare"))
-    hook(script, "update_policy", lambda: watch.enter("update"))
-    hook(script, "update_value", after=lambda _: watch.enter("log"))
+    script = importlib.import_module(name)
+    watch = watch_script(script)
     with tempfile.TemporaryDirectory() as folder:
         script.main(script.Args(total_steps=steps, run_dir=f"{folder}/run", **options))
         rows = np.genfromtxt(f"{folder}/run/metrics.csv", delimiter=",", names=True)
@@ -138,6 +145,29 @@ def run_ours(name, options, steps, started):
     return result
 
 
+def watch_script(script):
+    """A watch that follows the loop: the script's own functions tell it where they are."""
+    watch = Watch()
+    steps = 0
+
+    def begin():
+        watch.begin(steps)
+
+    def count(collected):
+        nonlocal steps
+        steps += len(collected[0].obs)
+
+    def prepare():  # the first use of V in an iteration is right after its last step
+        if watch.part == "collect":
+            watch.enter("prepare")
+
+    hook(script, "collect", before=begin, after=count)
+    hook(script.Value, "forward", before=prepare)
+    hook(script, "update_policy", before=lambda: watch.enter("update"))
+    hook(script, "update_value", after=lambda _: watch.enter("log"))
+    return watch
+
+
 def run_peer(name, options, steps, started, against):
     if against:
         sys.path.insert(0, against)
@@ -146,11 +176,9 @@ def run_peer(name, options, steps, started, against):
     import stable_baselines3
     import torch
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_atari_env, make_vec_env
-    from stable_baselines3.common.vec_env import VecFrameStack
 
     torch.set_num_threads(1)
-    watch, ours = Watch(), importlib.import_module(name).Args(**options)
+    watch = Watch()
 
     class Callback(BaseCallback):
         def _on_rollout_start(self):
@@ -162,23 +190,47 @@ def run_peer(name, options, steps, started, against):
         def _on_step(self):
             return True
 
-    sizes = dict(n_steps=ours.num_steps, device="cpu", seed=1)
-    if name == "ppo":
-        sizes |= dict(batch_size=ours.minibatch_size, n_epochs=ours.policy_epochs)
-    if name == "trpo":
-        sizes |= dict(batch_size=ours.minibatch_size, n_critic_updates=ours.value_epochs)
-        sizes |= dict(cg_max_steps=ours.cg_iters, line_search_max_iter=ours.backtrack_iters)
-        sizes |= dict(target_kl=ours.max_kl)
-    if "ALE/" in ours.env_id:
-        importlib.import_module("ale_py")
-        envs = make_atari_env(ours.env_id.removeprefix("ale_py:"), ours.num_envs)
-        policy, envs = "CnnPolicy", VecFrameStack(envs, 4)
-        sizes |= dict(policy_kwargs=dict(share_features_extractor=False))  # two networks, as ours
-    else:
-        policy, envs = "MlpPolicy", make_vec_env(ours.env_id, ours.num_envs)
-    algorithm = getattr(sb3_contrib if name == "trpo" else stable_baselines3, PEERS[name])
-    algorithm(policy, envs, **sizes).learn(steps, Callback())
+    ours = importlib.import_module(name).Args(**options)
+    package = sb3_contrib if name == "trpo" else stable_baselines3
+    algorithm = getattr(package, PEERS[name])
+    policy, envs, policy_options = peer_task(ours)
+    sizes = peer_sizes(name, ours)
+    agent = algorithm(policy, envs, device="cpu", seed=1, **sizes, **policy_options)
+    agent.learn(steps, Callback())
     return watch.result(started)
+
+
+def peer_task(ours):
+    """The other's policy class, its environments, and its options for them."""
+    from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    if "ALE/" not in ours.env_id:
+        return "MlpPolicy", make_vec_env(ours.env_id, ours.num_envs), {}
+    importlib.import_module("ale_py")
+    envs = make_atari_env(ours.env_id.removeprefix("ale_py:"), ours.num_envs)
+    two_networks = dict(share_features_extractor=False)  # as ours
+    return "CnnPolicy", VecFrameStack(envs, 4), dict(policy_kwargs=two_networks)
+
+
+def peer_sizes(name, ours):
+    """The script's sizes of batches and updates, by the names that the other has."""
+    if name == "vanilla_pg":
+        return dict(n_steps=ours.num_steps)
+    if name == "ppo":
+        return dict(
+            n_steps=ours.num_steps,
+            batch_size=ours.minibatch_size,
+            n_epochs=ours.policy_epochs,
+        )
+    return dict(
+        n_steps=ours.num_steps,
+        batch_size=ours.minibatch_size,
+        n_critic_updates=ours.value_epochs,
+        cg_max_steps=ours.cg_iters,
+        line_search_max_iter=ours.backtrack_iters,
+        target_kl=ours.max_kl,
+    )
 
 
 def run_environment(name, options, steps, started):
@@ -187,7 +239,8 @@ def run_environment(name, options, steps, started):
     envs = script.make_envs(args, args.num_envs)
     actions = itertools.cycle([envs.action_space.sample() for _ in range(100)])
     envs.reset(seed=1)
-    taken, resetting, start = 0, 0, time.perf_counter()
+    taken, resetting = 0, 0
+    start = time.perf_counter()
     while taken < steps:
         _, _, terminated, truncated, _ = envs.step(next(actions))
         taken += args.num_envs - resetting  # steps that only reset are not counted
@@ -209,7 +262,7 @@ def in_a_new_process(what, script, options, steps, *more):
 
 
 def cells(rows):
-    """The columns of the table, of the runs at one setting: medians, and the range of pairs."""
+    """A row of the table, of the runs at one setting: medians, and the range of pairs."""
 
     def column(what, name):
         return [float(row[name]) for row in rows if row["what"] == what]
@@ -218,9 +271,9 @@ def cells(rows):
         both = (statistics.median(column(what, name)) for what in ("ours", "peer"))
         return " / ".join(f"{number:{form}}" for number in both)
 
-    speeds = [column(what, "steps_per_second") for what in RUNS]
-    ours, peer, environment = map(statistics.median, speeds)
-    pairs = [one / other for one, other in zip(*speeds[:2])]
+    speeds = {what: column(what, "steps_per_second") for what in RUNS}
+    ours, peer, environment = map(statistics.median, speeds.values())
+    pairs = [one / other for one, other in zip(speeds["ours"], speeds["peer"])]
     parts = [statistics.median(column("ours", part)) for part in PARTS]
     return {
         "script": f"`{rows[0]['script']}.py`",
@@ -235,25 +288,33 @@ def cells(rows):
 
 
 def compare(args, write):
-    for package in ("stable_baselines3", "sb3_contrib"):
-        if not args.against and not importlib.util.find_spec(package):
-            fail(f"this compares with {package}: pip install {package.replace('_', '-')}")
-    if args.against and not Path(args.against, "common", "networks.py").exists():
-        fail(f"{args.against} is not a copy of this project: it has no common/networks.py")
+    check_what_is_compared(args)
     settings = [row for row in SETTINGS if args.only in f"{row[0]} {row[1]}"]
     if not settings:
-        fail(f"no setting has {args.only!r} in it: {'; '.join(row[1] for row in SETTINGS)}")
+        names = "; ".join(name for _, name, *_ in SETTINGS)
+        fail(f"no setting has {args.only!r} in it: {names}")
     for script, name, options, steps in settings:
         rows = []
         for _, what in itertools.product(range(args.repeats), RUNS):
-            rows.append(dict(script=script, setting=name, what=what))
             more = [args.against] if what == "peer" else []
-            rows[-1] |= in_a_new_process(what, script, options, steps, *more)
-            write(rows[-1])
+            result = in_a_new_process(what, script, options, steps, *more)
+            row = dict(script=script, setting=name, what=what) | result
+            rows.append(row)
+            write(row)
         table = cells(rows)
         if name == settings[0][1]:
             print(f"| {' | '.join(table)} |\n|{'---|' * len(table)}")
         print(f"| {' | '.join(table.values())} |", flush=True)
+
+
+def check_what_is_compared(args):
+    if args.against:
+        if not Path(args.against, "common", "networks.py").exists():
+            fail(f"{args.against} is not a copy of this project: it has no common/networks.py")
+        return
+    for package in ("stable_baselines3", "sb3_contrib"):
+        if not importlib.util.find_spec(package):
+            fail(f"this compares with {package}: pip install {package.replace('_', '-')}")
 
 
 SINCE = {"training": "of training", "command": "from the command on"}
@@ -263,20 +324,28 @@ def solve(args, write):
     for script in ("vanilla_pg", "is_pg", "trpo", "ppo"):
         rows = []
         for seed in range(1, args.repeats + 1):
-            rows.append(dict(script=script, setting=f"CartPole-v1, seed {seed}", what="ours"))
-            rows[-1] |= in_a_new_process("ours", script, dict(seed=seed), 200_000)
-            write(rows[-1])
+            result = in_a_new_process("ours", script, dict(seed=seed), 200_000)
+            setting = f"CartPole-v1, seed {seed}"
+            row = dict(script=script, setting=setting, what="ours") | result
+            rows.append(row)
+            write(row)
         print(f"{script}.py reaches 475 on CartPole-v1 {solved_in(rows)}", flush=True)
 
 
 def solved_in(rows):
     """A sentence of the medians and ranges of the runs that solved CartPole-v1."""
-    times = [[float(row.get(f"solved_{since}") or "nan") for row in rows] for since in SINCE]
-    parts = (
-        f"{np.nanmedian(t):.1f} s ({np.nanmin(t):.1f} to {np.nanmax(t):.1f}) {text}"
-        for t, text in zip(times, SINCE.values())
-    )
-    return f"after {', '.join(parts)}; {np.isfinite(times[0]).sum()} of {len(rows)} runs"
+    parts = []
+    for since, text in SINCE.items():
+        times = solving_times(rows, since)
+        low, median, high = np.nanmin(times), np.nanmedian(times), np.nanmax(times)
+        parts.append(f"{median:.1f} s ({low:.1f} to {high:.1f}) {text}")
+    solved = np.isfinite(solving_times(rows, "training")).sum()
+    return f"after {', '.join(parts)}; {solved} of {len(rows)} runs"
+
+
+def solving_times(rows, since):
+    """Seconds, (R,); NaN for runs that did not get there."""
+    return np.array([float(row.get(f"solved_{since}") or "nan") for row in rows])
 
 
 def grow(args, write):
@@ -289,12 +358,18 @@ def grow(args, write):
     rows = []
     for option, values, options in GROWTH:
         for value, _ in itertools.product(values, range(args.repeats)):
-            rows.append(dict(script="ppo", setting=f"{option} {value}", what="ours"))
-            rows[-1] |= in_a_new_process("ours", "ppo", options(value), 9_000)
-            write(rows[-1])
-            print(f"{option} {value}: {rows[-1]['steps_per_second']:,.0f} steps/s", flush=True)
+            setting = f"{option} {value}"
+            result = in_a_new_process("ours", "ppo", options(value), 9_000)
+            row = dict(script="ppo", setting=setting, what="ours") | result
+            rows.append(row)
+            write(row)
+            print(f"{setting}: {row['steps_per_second']:,.0f} steps/s", flush=True)
     draw(rows, args.growth)
     print(f"plot: {args.growth}")
+
+
+def medians(groups, column):
+    return [statistics.median(float(row[column]) for row in group) for group in groups]
 
 
 def draw(rows, path):
@@ -304,12 +379,9 @@ def draw(rows, path):
     figure, panels = pyplot.subplots(2, len(GROWTH), layout="constrained", sharex="col")
     figure.set_size_inches(4.5 * len(GROWTH), 6)
     for (above, below), (option, values, _) in zip(panels.T, GROWTH):
-        medians = []
-        for value in values:
-            runs = [row for row in rows if row["setting"] == f"{option} {value}"]
-            columns = ("steps_per_second", *PARTS)
-            medians.append([statistics.median(float(row[c]) for row in runs) for c in columns])
-        speeds, *parts = zip(*medians)
+        groups = [[row for row in rows if row["setting"] == f"{option} {x}"] for x in values]
+        speeds = medians(groups, "steps_per_second")
+        parts = [medians(groups, part) for part in PARTS]
         above.plot(values, speeds, "k.-")
         above.set_ylim(bottom=0)
         above.grid(alpha=0.3)
@@ -332,14 +404,19 @@ def main(args):
         fail(f"there is no folder {Path(args.output).parent} to write {args.output} in")
     rows = []
 
-    def write(row):  # all of them each time, so that nothing is lost before the first is there
+    def write(row):  # only now, so that a file that is there survives bad input
         rows.append(row)
         with open(args.output, "w", newline="") as file:
             writer = csv.DictWriter(file, ("script", "setting", "what", *UNITS))
             writer.writeheader()
             writer.writerows(rows)
 
-    (solve if args.solve else grow if args.growth else compare)(args, write)
+    if args.solve:
+        solve(args, write)
+    elif args.growth:
+        grow(args, write)
+    else:
+        compare(args, write)
     print(f"all runs: {args.output}")
 
 
