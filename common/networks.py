@@ -1,4 +1,4 @@
-"""Policy and value networks, from any Gymnasium space that a vector of numbers can stand for."""
+"""Policy and value networks for any Gymnasium spaces of a fixed size."""
 
 import math
 
@@ -12,17 +12,16 @@ from common.workers import gather
 
 
 class Normalizer(nn.Module):
-    """Flattens observations and standardizes them by the moments of all observations so far.
-
-    The moments change in `update` alone, so they stay as they are while a batch is collected and
-    learned from. Images, which are bytes of 5 × 5 and more, are centered by their mean and
-    divided by 255. With enabled=False there are no moments, and only images are scaled.
+    """Flattens observations and standardizes them by the moments of all so far.
+    The moments only change in `update`, not while a batch is collected and learned from.
+    Images, which are bytes of 5 × 5 and more, are centered by their mean and divided by 255.
+    With enabled=False there are no moments, and only images are scaled.
     """
 
     def __init__(self, shape: tuple | None, enabled: bool = True, dtype: type = np.float32):
         super().__init__()
         if shape is None:
-            raise ValueError("observations must have a fixed size, so no Graph and no Sequence")
+            raise ValueError("observations must have a fixed size: no Graph, no Sequence")
         self.shape = shape
         self.enabled = enabled
         self.is_image = dtype == np.uint8 and sum(size >= 5 for size in shape) >= 2
@@ -31,8 +30,7 @@ class Normalizer(nn.Module):
         self.register_buffer("std", torch.full_like(self.mean, 255 if self.is_image else 1))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """obs: (B, *shape) of any dtype. Returns (B, size) floats."""
+    def forward(self, obs: Tensor) -> Tensor:  # (B, *shape) of any dtype to (B, size)
         mean = self.mean  # looking up a buffer takes as long as subtracting it
         obs = obs.reshape(obs.shape[0], -1).to(mean.dtype)
         return (obs - mean).div_(self.std).clamp_(-self.limit, self.limit)
@@ -43,7 +41,7 @@ class Normalizer(nn.Module):
             return
         obs = obs.reshape(len(obs), -1).to(torch.float32 if self.is_image else torch.float64)
         mean = obs.mean(0)
-        # A pixel that hardly ever changes must not outweigh the others: images keep their 255
+        # Images keep 255, or a pixel that hardly ever changes would outweigh the others
         variance = torch.zeros_like(mean) if self.is_image else obs.var(0, correction=0)
         for size, moments in gather((len(obs), torch.stack([mean, variance]).cpu())):
             new_mean, new_variance = moments.to(self.mean.device)
@@ -52,9 +50,8 @@ class Normalizer(nn.Module):
             old = 1 - new
             shift = new_mean - self.mean
             if not self.is_image:
-                old_variance = self.std.double() ** 2
-                variance = old * old_variance + new * new_variance + old * new * shift**2
-                self.std.copy_(variance.sqrt().clamp(min=1e-8))  # not 0 for what never changes
+                both = old * self.std.double() ** 2 + new * new_variance + old * new * shift**2
+                self.std.copy_(both.sqrt().clamp(min=1e-8))  # what never changes has 0
             self.mean += new * shift
 
 
@@ -77,16 +74,13 @@ class MLP(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         x = self.normalizer(obs)
         *hidden, last = self.layers
-        for layer in hidden:  # a call of the module would take longer than its arithmetic
+        for layer in hidden:  # calling the module takes longer than its arithmetic
             x = torch.tanh(nn.functional.linear(x, layer.weight, layer.bias))
         return nn.functional.linear(x, last.weight, last.bias)
 
 
 class CNN(nn.Module):
-    """The network of Mnih et al. 2015, or a smaller one for images under 36 pixels a side.
-
-    The channels of the images may come first or last.
-    """
+    """The network of Mnih et al. 2015, or a smaller one for images under 36 pixels."""
 
     def __init__(self, normalizer: Normalizer, hidden_size: int, num_outputs: int, gain: float):
         super().__init__()
@@ -113,15 +107,14 @@ class CNN(nn.Module):
         initialize(last, gain)
         self.layers = nn.Sequential(*layers, nn.Flatten(), hidden, nn.ReLU(), last)
 
-    def to_images(self, x: Tensor) -> Tensor:
-        """(B, size) or (B, *shape) to (B, channels, height, width)."""
-        x = x.reshape(len(x), 1, *self.normalizer.shape)  # gray images have no axis of channels
+    def to_images(self, x: Tensor) -> Tensor:  # (B, …) to (B, channels, height, width)
+        x = x.reshape(len(x), 1, *self.normalizer.shape)  # gray images have no channels
         if x.shape[-1] < x.shape[-3]:  # channels last
             x = x.movedim(-1, -3)
         return x.flatten(1, -3)  # the frames of a stack are channels too
 
     def forward(self, obs: Tensor) -> Tensor:
-        if len(obs) > 256 and not torch.is_grad_enabled():  # a whole rollout takes much memory
+        if len(obs) > 256 and not torch.is_grad_enabled():  # to save memory
             return torch.cat([self(part) for part in obs.split(256)])
         images = self.to_images(self.normalizer(obs))
         return self.layers(images.to(memory_format=torch.channels_last))  # the faster format
@@ -136,7 +129,7 @@ class CategoricalHead(nn.Module):
         sizes = torch.as_tensor(space.n if isinstance(space, spaces.Discrete) else space.nvec)
         self.shape = (*space.shape, int(sizes.max()))
         missing = torch.arange(self.shape[-1]) >= sizes.unsqueeze(-1)
-        # Finite, so that no gradient is 0 · inf; the probability is exactly 0 all the same
+        # Finite, so that no gradient is 0 · inf; yet the probability is exactly 0
         self.register_buffer("padding", missing * -1e9 if missing.any() else None)
 
     def logits(self, outputs: Tensor) -> Tensor:
@@ -148,9 +141,8 @@ class CategoricalHead(nn.Module):
         return Independent(dist, parts, validate_args=False) if parts else dist
 
     def sample(self, outputs: Tensor) -> Tensor:
-        logits = self.logits(outputs)
-        gumbel_noise = torch.empty_like(logits).exponential_().log_().neg_()
-        return (logits + gumbel_noise).argmax(-1)  # the Gumbel-max trick
+        gumbel_noise = torch.empty_like(outputs).exponential_().log_().neg_()
+        return (self.logits(outputs) + gumbel_noise).argmax(-1)  # the Gumbel-max trick
 
     def to_env(self, actions: Tensor) -> np.ndarray:
         return np.add(actions.numpy(force=True), self.space.start, dtype=self.space.dtype)
@@ -193,7 +185,7 @@ class GaussianHead(nn.Module):
         return outputs + self.log_std.exp() * torch.randn_like(outputs)
 
     def to_env(self, actions: Tensor) -> np.ndarray:
-        """Only what the environment gets is clipped, not the action that is learned from."""
+        # The action that is learned from is not clipped
         clipped = np.clip(actions.numpy(force=True), self.space.low, self.space.high)
         if np.issubdtype(self.space.dtype, np.integer):
             clipped = clipped.round()
@@ -201,15 +193,14 @@ class GaussianHead(nn.Module):
 
 
 def make_head(space: spaces.Space) -> nn.Module:
-    """What turns the outputs of a network (B, *shape) into a distribution and into samples."""
+    """What turns outputs of a network (B, *shape) into distributions and samples."""
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return CategoricalHead(space)
     if isinstance(space, spaces.MultiBinary):
         return BernoulliHead(space)
     if isinstance(space, spaces.Box):
         return GaussianHead(space)
-    supported = "Discrete, MultiDiscrete, MultiBinary, Box"
-    raise ValueError(f"no policy for the action space {space}, only for {supported}")
+    raise ValueError(f"no policy for {space}, but for Discrete, MultiDiscrete, MultiBinary, Box")
 
 
 class Policy(nn.Module):
@@ -218,10 +209,9 @@ class Policy(nn.Module):
     def __init__(self, normalizer: Normalizer, action_space: spaces.Space, hidden_size: int = 64):
         super().__init__()
         self.head = make_head(action_space)
-        num_outputs = math.prod(self.head.shape)
-        # Outputs near 0: the first policy is close to uniform (Andrychowicz et al. 2021)
+        # Outputs near 0: the first policy is almost uniform (Andrychowicz et al. 2021)
         network = CNN if normalizer.is_image else MLP
-        self.net = network(normalizer, hidden_size, num_outputs, gain=0.01)
+        self.net = network(normalizer, hidden_size, math.prod(self.head.shape), gain=0.01)
 
     def outputs(self, obs: Tensor) -> Tensor:
         return self.net(obs).reshape(-1, *self.head.shape)
@@ -229,8 +219,7 @@ class Policy(nn.Module):
     def forward(self, obs: Tensor) -> Distribution:
         return self.head(self.outputs(obs))
 
-    def sample(self, obs: Tensor) -> Tensor:
-        """The same draw as forward(obs).sample(), without the time a Distribution takes."""
+    def sample(self, obs: Tensor) -> Tensor:  # as forward(obs).sample(), but quicker
         return self.head.sample(self.outputs(obs))
 
 

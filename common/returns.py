@@ -2,11 +2,10 @@
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 from torch import nn
 
 from common.networks import Normalizer
-
-Array = np.ndarray
 
 
 def gae(
@@ -14,9 +13,8 @@ def gae(
 ) -> Array:
     """Generalized advantage estimation: A_t = Σ_l (γλ)^l δ_{t+l} (Schulman et al. 2016, eq. 16).
 
-    rewards, terminated, done: (T, N); values: (T+1, N), V(s_0) … V(s_T). Returns (T, N).
-    δ_t = r_t + γ V(s_{t+1}) − V(s_t). A terminated step has no V(s_{t+1}); a truncated one
-    keeps it. The sum ends after either (done = terminated or truncated).
+    All are (T, N), but values (T+1, N): V(s_0) … V(s_T). δ_t = r_t + γ V(s_{t+1}) − V(s_t),
+    without V(s_{t+1}) if the step terminated. The sum ends with a step that is done.
     """
     delta = rewards + gamma * values[1:] * ~terminated - values[:-1]
     decay = gamma * gae_lambda * ~done
@@ -30,7 +28,6 @@ def gae(
 
 class RewardScaler(nn.Module):
     """Divides rewards by the running standard deviation of the discounted return.
-
     R_t = γ R_{t-1} + r_t, from 0 at the start of each episode (Engstrom et al. 2020).
     """
 
@@ -40,8 +37,7 @@ class RewardScaler(nn.Module):
         self.moments = Normalizer((1,), enabled)
         self.discounted = np.zeros(num_envs)  # R of the episodes that are under way
 
-    def forward(self, rewards: Array, done: Array, valid: Array) -> Array:
-        """All are (T, N), and so is the result. Only valid steps count."""
+    def forward(self, rewards: Array, done: Array, valid: Array) -> Array:  # all (T, N)
         history = np.empty(rewards.shape)
         for t in range(len(rewards)):
             self.discounted = self.gamma * self.discounted + rewards[t]
@@ -49,4 +45,4 @@ class RewardScaler(nn.Module):
             self.discounted = self.discounted * ~done[t]
         self.moments.update(torch.from_numpy(history[valid]))
         std = self.moments.std.item()
-        return rewards / std if std > 1e-8 else rewards  # all alike: nothing to scale by
+        return rewards / std if std > 1e-8 else rewards  # if not all are alike

@@ -1,13 +1,11 @@
 """The few lines by which all processes that torchrun has started train as one."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 
-def gather(x: Any) -> list:
-    """What x is in each worker, in the order of their ranks; [x] in a single process."""
+def gather(x: object) -> list:
+    """x of each worker, in the order of their ranks; [x] in a single process."""
     if not torch.distributed.is_initialized():
         return [x]
     everyone = [None] * torch.distributed.get_world_size()
@@ -25,11 +23,11 @@ def average(x: Tensor, weight: float) -> Tensor:
 
 
 def average_gradients(parameters: list[Tensor], weight: float) -> None:
-    """Replace gradients by their weighted means over the workers, all in one message."""
+    """Set gradients to their weighted means over the workers, in one message."""
     if torch.distributed.is_initialized():
         gradients = torch.cat([parameter.grad.flatten() for parameter in parameters])
-        means = average(gradients, weight).split([parameter.numel() for parameter in parameters])
-        for parameter, mean in zip(parameters, means):
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, mean in zip(parameters, average(gradients, weight).split(sizes)):
             parameter.grad = mean.view_as(parameter)
 
 
