@@ -1,4 +1,4 @@
-"""A device of its own on any machine: tensors that are elsewhere, as those of a GPU are.
+"""A device of its own on any machine: tensors are elsewhere, as on a GPU.
 
 The arithmetic is the processor's, so a run there has to give the very figures of one here. As on
 a GPU, tensors of two places cannot meet in an operation (unless one is a single number, or indexes

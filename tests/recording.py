@@ -5,7 +5,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 def make_batch(script, old_dist, **fields):
-    """A Batch that old_dist acted in, with None for what is not given. It is one minibatch."""
+    """A Batch in which old_dist acted, of one minibatch; None for what is not given."""
     actions = fields.get("actions")
     known = dict.fromkeys(script.Batch._fields) | dict(old_dist=old_dist, fewest=1)
     if actions is not None:
@@ -16,7 +16,7 @@ def make_batch(script, old_dist, **fields):
 class Recorder:
     """Plain gradient ascent, with a step size of 0 if need be.
 
-    Keeps of each step the gradient of the objective and the weights that it leads to, both (P,).
+    Keeps the gradient of the objective and the weights after each step, both (P,).
     """
 
     def __init__(self, module, lr=0.0):

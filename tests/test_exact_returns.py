@@ -1,4 +1,4 @@
-"""GAE, reward scaling and normalization, against definitions, by hand, and the whole history."""
+"""GAE, reward scaling and normalization, by hand and by definition."""
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from common.networks import Normalizer
 from common.returns import RewardScaler, gae
 
-# With γ = ½ the TD errors r + γ V' − V are 1, 2, 3; an ended step without γ V' has −2 or −5
+# With γ = ½ the TD errors r + γ V' − V are 1, 2, 3; without γ V' they are −2 or −5
 REWARDS, VALUES = [1.0, 2.0, 3.0], [2.0, 4.0, 8.0, 16.0]
 NEVER, MIDDLE, LAST = [False] * 3, [False, True, False], [False, False, True]
 
@@ -33,7 +33,7 @@ NEVER, MIDDLE, LAST = [False] * 3, [False, True, False], [False, False, True]
     ],
 )
 def test_gae_by_hand(terminated, truncated, gae_lambda, expected):
-    # Beside it an environment with 0 for all rewards and values but its last: columns don't mix
+    # Beside it another environment, whose numbers are 0 but the last: columns don't mix
     rewards, values = np.c_[REWARDS, [0, 0, 4]], np.c_[VALUES, [0, 0, 0, 0]]
     terminated = np.c_[terminated, NEVER]
     done = terminated | np.c_[truncated, NEVER]

@@ -1,4 +1,4 @@
-"""Any command line, checkpoint or config.json: done, or one sentence and the documented code."""
+"""Any command line, checkpoint or config.json: done, or a sentence and its code."""
 
 import contextlib
 import importlib
@@ -26,7 +26,7 @@ FIXED = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
-# Values for the options, by kind; most of them such that other options come to be looked at too
+# Values for the options, by kind; most are right, so that other options are read too
 texts = ["many", "1_000", "1e3", "0x10", "-0", "True", "None", "[]", "1,2", "", " ", "--seed"]
 numbers = st.integers().map(str) | st.floats().map(str) | st.sampled_from(texts)
 huge = st.sampled_from([10**12, 10**17, 10**18, 2**63, 10**25]).map(str)
@@ -43,8 +43,9 @@ objects = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=4,
 )
-environments = ["CartPole-v1", "CartPole", "CartPole-v9", "CartPole-v0", "Pendulum-v1", "a/b/c-v1"]
-environments += ["FrozenLake-v1", "Blackjack-v1", "nowhere:X-v0", "math:CartPole-v1", ":", "::"]
+environments = ["CartPole-v1", "CartPole", "CartPole-v9", "CartPole-v0", "Pendulum-v1"]
+environments += ["FrozenLake-v1", "Blackjack-v1", "nowhere:X-v0", "math:CartPole-v1"]
+environments += ["a/b/c-v1", ":", "::"]
 environments += ["ALE/Pong-v5", "HumanoidStandup-v2"]
 wrappers = [
     "gymnasium.wrappers:ClipReward",
@@ -53,7 +54,8 @@ wrappers = [
     "no:X",
     "id",
 ]
-kwargs = ["{}", "{", '{"render_mode": "none"}', '{"max_episode_steps": 3}', '{"num_envs": 3}']
+kwargs = ["{}", "{", '{"render_mode": "none"}', '{"num_envs": 3}']
+kwargs += ['{"max_episode_steps": 3}']
 VALUES = {
     "env-id": st.sampled_from(environments) | st.text(max_size=8),
     "env-kwargs": st.sampled_from(kwargs) | objects.map(json.dumps),

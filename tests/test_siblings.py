@@ -11,16 +11,56 @@ SCRIPTS = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 SOURCES = {script: (ROOT / f"{script}.py").read_text() for script in SCRIPTS}
 
 
-# The aim was 290, 320, 340 and 290; several processes and crash safety took 47 to 57 lines more
+RUN = "# --- the run"
+PYTHON = sorted(
+    path for folder in (".", "common", "tools", "tests") for path in (ROOT / folder).glob("*.py")
+)
+PATHS = {str(path.relative_to(ROOT)): path.read_text() for path in PYTHON}
+
+
+# The aim is 400, and 440 for trpo: what that would take is in docs/details.md
 @pytest.mark.parametrize(
-    ("script", "most"), [("vanilla_pg", 337), ("is_pg", 367), ("trpo", 389), ("ppo", 347)]
+    ("script", "most"), [("vanilla_pg", 516), ("is_pg", 546), ("trpo", 574), ("ppo", 526)]
 )
 def test_length_of_a_script(script, most):
     assert len(SOURCES[script].splitlines()) <= most
 
 
+def test_what_is_above_the_run_fits_on_a_few_screens():
+    above, below = SOURCES["ppo"].split(RUN)
+    assert len(above.splitlines()) <= 270
+    assert "\nif __name__ ==" in below
+
+
 def test_length_of_common():
-    assert sum(len(path.read_text().splitlines()) for path in ROOT.glob("common/*.py")) <= 260
+    assert sum(len(path.read_text().splitlines()) for path in ROOT.glob("common/*.py")) <= 320
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_few_lines_are_wide(path):
+    lines = PATHS[path].splitlines()
+    assert max(map(len, lines), default=0) <= 100
+    assert 10 * sum(len(line) > 88 for line in lines) <= len(lines)
+
+
+def functions(source):
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_function_fits_on_a_screen(path):
+    for function in functions(PATHS[path]):
+        assert function.end_lineno - function.lineno < 60, function.name
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path[:5] not in ("tools", "tests")])
+def test_signatures_say_their_types(path):
+    """But those of methods of Python's own, and `self`."""
+    for function in functions(PATHS[path]):
+        named = [x for x in ast.walk(function.args) if isinstance(x, ast.arg) and x.arg != "self"]
+        assert all(argument.annotation for argument in named), function.name
+        assert function.returns or function.name == "__init__", function.name
 
 
 @pytest.mark.parametrize(
@@ -39,13 +79,17 @@ def test_length_of_a_diff(one, other, most):
 
 def parts(script):
     """Between imports and algorithm, and after it, without the policy's optimizer."""
-    fields, rest = SOURCES[script].split("\nCount = ")[1].split("\n    num_steps: ")
+    ranges, rest = SOURCES[script].split("\n# Numbers")[1].split("\n    num_steps: ")
     batch = rest.split("\n\n\nclass Batch")[1].split("# --- algorithm")[0]
-    tail = rest.split("# --- shared by every script")[1].replace(
-        "policy, policy_optimizer", "policy"
-    )
-    tail = tail.replace(", policy_optimizer=policy_optimizer", "")
-    return fields, batch, [line for line in tail.splitlines() if "policy_optimizer" not in line]
+    tail = rest.split("# --- shared by every script")[1]
+    without = {
+        "update_policy(policy, policy_optimizer, ": "update_policy(policy, ",
+        ', "policy_optimizer": policy_optimizer': "",
+        '"learning_rate"] = policy_optimizer': '"learning_rate"] = value_optimizer',
+    }
+    for text, other in without.items():
+        tail = tail.replace(text, other)
+    return ranges, batch, [line for line in tail.splitlines() if "policy_optimizer" not in line]
 
 
 @pytest.mark.parametrize("script", ["vanilla_pg", "is_pg", "trpo"])
@@ -59,13 +103,9 @@ def test_first_order_scripts_share_even_the_policy_optimizer(script):
     assert tails[0] == tails[1]
 
 
-@pytest.mark.parametrize("path", [*ROOT.glob("*.py"), *ROOT.glob("common/*.py")], ids=str)
-def test_nesting(path):
-    def depth(node):
-        block = isinstance(node, (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.FunctionDef))
-        return block + max((depth(child) for child in ast.iter_child_nodes(node)), default=0)
-
-    assert depth(ast.parse(path.read_text())) <= 4
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_below_the_run_all_are_the_same(script):
+    assert SOURCES[script].split(RUN)[1] == SOURCES["ppo"].split(RUN)[1]
 
 
 def test_readme_shows_the_real_diff():

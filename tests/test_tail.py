@@ -59,6 +59,29 @@ class Noise(gym.Env):
 gym.register("Noise-v0", Noise)
 
 
+def expected_row(old_policy, new_policy, batch, episodes):
+    """What a row says of one iteration alone, worked out from the networks' outputs."""
+    old, new = (probabilities(policy, batch.obs) for policy in (old_policy, new_policy))
+    index = np.arange(len(batch.obs)), batch.actions.numpy()
+    ratio = new[index] / old[index]
+    returns, lengths = zip(*episodes)
+    targets, values = batch.returns.double().numpy(), batch.values.double().numpy()
+    return {
+        "episodes": len(episodes),
+        "return_mean": np.mean(returns),
+        "return_min": min(returns),
+        "return_max": max(returns),
+        "length_mean": np.mean(lengths),
+        "kl": (old * np.log(old / new)).sum(1).mean(),
+        "entropy": -(new * np.log(new)).sum(1).mean(),
+        "ratio_mean": ratio.mean(),
+        "ratio_max": ratio.max(),
+        "ess": ratio.sum() ** 2 / (ratio**2).sum() / len(ratio),
+        "explained_variance": 1 - np.var(targets - values) / np.var(targets),
+        "value_loss": np.mean((targets - values) ** 2),
+    }
+
+
 def test_columns(watched, tmp_path):
     # Large steps, so that what is mirrored or upside down is far off; nothing else moves a policy
     options = dict(policy_lr=0.02, normalize_obs=False, total_steps=8000, env_id="Noise-v0")
@@ -69,28 +92,10 @@ def test_columns(watched, tmp_path):
     for row, before, after in zip(rows, watched, watched[1:]):
         old_policy, old_value, batch, episodes = before
         new_policy, new_value, *_ = after
-        old, new = (probabilities(policy, batch.obs) for policy in (old_policy, new_policy))
-        index = np.arange(len(batch.obs)), batch.actions.numpy()
-        ratio = new[index] / old[index]
-        returns, lengths = zip(*episodes)
-        recent, step = (recent + list(returns))[-100:], step + len(batch.obs)
-        targets, values = batch.returns.double().numpy(), batch.values.double().numpy()
-        expected = {
-            "step": step,
-            "episodes": len(episodes),
-            "return_mean": np.mean(returns),
-            "return_min": min(returns),
-            "return_max": max(returns),
-            "length_mean": np.mean(lengths),
-            "return_last100": np.mean(recent),
-            "kl": (old * np.log(old / new)).sum(1).mean(),
-            "entropy": -(new * np.log(new)).sum(1).mean(),
-            "ratio_mean": ratio.mean(),
-            "ratio_max": ratio.max(),
-            "ess": ratio.sum() ** 2 / (ratio**2).sum() / len(ratio),
-            "explained_variance": 1 - np.var(targets - values) / np.var(targets),
-            "value_loss": np.mean((targets - values) ** 2),
-        }
+        recent = (recent + [episode_return for episode_return, _ in episodes])[-100:]
+        step += len(batch.obs)
+        expected = expected_row(old_policy, new_policy, batch, episodes)
+        expected |= dict(step=step, return_last100=np.mean(recent))
         actual = [float(row[name]) for name in expected]
         np.testing.assert_allclose(actual, list(expected.values()), rtol=2e-4, atol=1e-6)
         error = [(v(batch.obs) - batch.returns).square().mean() for v in (old_value, new_value)]

@@ -1,4 +1,4 @@
-"""Several workers: the update of one that has all the data, and the same weights in each."""
+"""Several workers: each has the weights that one with all the data would have."""
 
 import csv
 import importlib
@@ -21,8 +21,8 @@ ENVIRONMENTS = {
     "images": dict(env_id="Drift-v0", wrappers=["worker:Image"]),
 }
 # One minibatch per epoch; the passes end before floating point has grown apart
-SIZES = dict(num_steps=24, minibatch_size=10**6, total_steps=340, policy_epochs=3, value_epochs=3)
-SIZES |= dict(hidden_size=16, cg_iters=4)
+SIZES = dict(num_steps=24, minibatch_size=10**6, total_steps=340, policy_epochs=3)
+SIZES |= dict(value_epochs=3, hidden_size=16, cg_iters=4)
 CASES = {
     3: [(script, "discrete") for script in SCRIPTS],
     2: [(script, "continuous") for script in SCRIPTS] + [("trpo", "images"), ("ppo", "images")],
@@ -44,7 +44,7 @@ def read(run_dir):
 
 @pytest.mark.parametrize("count", CASES)
 def test_workers_do_what_one_does_with_all_the_data(count, tmp_path):
-    """On 6 environments in all; and each of them has the same weights after each update."""
+    """On 6 environments in all; all workers have the same weights after each update."""
     processes = []
     for workers in (1, count):
         folder = tmp_path / str(workers)

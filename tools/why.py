@@ -2,8 +2,8 @@
 
 Run: python -m tools.why
 
-`update` trains a while first, and leaves what it measures in docs/why/update.csv; the others take
-seconds. `reuse` and `table1` read the runs that tools/sweep.py has left in docs/results.
+`update` trains a while first, and leaves what it measures in docs/why/update.csv.
+The others take seconds. `reuse` and `table1` read the runs that tools/sweep.py has left in docs/results.
 """
 
 import csv
@@ -81,7 +81,8 @@ def reuse(pyplot, args):
             axes[i].set(xlabel="environment steps", ylabel=plot.LABELS["return_last100"])
             axes[i].xaxis.set_major_formatter(pyplot.matplotlib.ticker.EngFormatter(sep=""))
     grid[0, 0].legend(frameon=False)
-    figure.suptitle("One batch of 2,048 transitions: one step, ten steps, and trpo and ppo")
+    title = "One batch of 2,048 transitions: one step, ten steps, and trpo and ppo"
+    figure.suptitle(title)
     return figure
 
 
@@ -136,7 +137,8 @@ def look_at(policy, batch, args, seed):
     ratio, ess = log_ratio.exp(), lambda w: (w.mean() ** 2 / w.square().mean()).item()
     envs = ppo.make_envs(args, EPISODES)
     returns, _, _ = evaluate.play(envs, policy, evaluate.Args("", seed=seed, max_steps=1000))
-    kl, surrogate = kl_divergence(batch.old_dist, dist).mean().item(), (ratio * batch.advantages).mean()
+    kl = kl_divergence(batch.old_dist, dist).mean().item()
+    surrogate = (ratio * batch.advantages).mean()
     numbers = ratio.mean(), ratio.max(), ess(ratio), ess(paths), kl, surrogate, returns.mean()
     return {name: f"{number:.6g}" for name, number in zip(MEASURED, numbers)}
 
