@@ -35,7 +35,7 @@ from common.networks import Normalizer, Policy, Value
 from common.returns import RewardScaler, gae
 from common.workers import average, average_gradients, average_metrics, gather
 
-# Numbers, with their range in words and as a rule that `check` holds them to
+# Numbers with a range, in words and as a test, which `check` applies
 Seed = Annotated[int, "from 0 to 2**53", lambda x: 0 <= x <= 2**53]
 AtLeast1 = Annotated[int, "at least 1", lambda x: x >= 1]
 AtLeast2 = Annotated[int, "at least 2", lambda x: x >= 2]
@@ -58,7 +58,7 @@ class Args:
     gae_lambda: ZeroToOne = 0.95  # less variance (0) or less bias (1) of the advantages, λ
     normalize_obs: bool = True  # by their running mean and standard deviation
     normalize_rewards: bool = True  # by the running standard deviation of discounted returns
-    hidden_size: AtLeast1 = 64  # units in each hidden layer; images of 36 pixels and more: 512
+    hidden_size: AtLeast1 = 64  # units in each hidden layer (512 for images from 36 pixels)
     value_lr: ZeroToOne = 1e-3  # Adam learning rate of the value function
     value_epochs: AtLeast1 = 10  # passes over each batch to fit the value function
     minibatch_size: AtLeast1 = 256  # transitions in a gradient step, in each process
@@ -70,7 +70,7 @@ class Args:
     checkpoint_interval: Positive = 60.0  # seconds between checkpoints
     tensorboard: bool = False  # also write event files (pip install tensorboard)
     device: str = "cpu"  # where the networks are: cpu, cuda, cuda:1
-    num_threads: AtLeast1 = 1  # CPU threads of PyTorch; more help wide networks only
+    num_threads: AtLeast1 = 1  # CPU threads of PyTorch; more than 1 only help wide networks
     # the policy
     num_steps: AtLeast2 = 256  # steps of each environment in a rollout, T
     max_kl: Positive = 0.005  # radius of the trust region, δ
@@ -214,8 +214,10 @@ def collect(
     """
     # Act
     all_obs = np.empty((args.num_steps + 1, *obs.shape), obs.dtype)  # (T+1, N, …)
-    rewards = np.empty((args.num_steps, args.num_envs))  # (T, N), as the masks
-    terminated, ended, valid = np.empty((3, args.num_steps, args.num_envs), bool)
+    rewards = np.empty((args.num_steps, args.num_envs))  # (T, N), as the masks below
+    terminated = np.empty(rewards.shape, bool)
+    ended = np.empty(rewards.shape, bool)
+    valid = np.empty(rewards.shape, bool)
     actions = []
     all_obs[0] = obs
     for t in range(args.num_steps):
@@ -223,7 +225,7 @@ def collect(
         obs, rewards[t], terminated[t], truncated, _ = envs.step(policy.head.to_env(action))
         actions.append(action)
         all_obs[t + 1] = obs
-        valid[t] = ~done  # the step after an end is none
+        valid[t] = ~done  # the step after an end only resets
         done = terminated[t] | truncated
         ended[t] = done
     # Estimate advantages
@@ -280,8 +282,7 @@ def main(args: Args) -> int:
     check(args)
     torch.set_num_threads(min(args.num_threads, os.cpu_count()))
     run = Run(args)
-    envs, obs = run.start_envs()
-    done = np.zeros(args.num_envs, bool)
+    envs, obs, done = run.start_envs()
     torch.manual_seed(args.seed + 2**32 * run.iteration)  # all workers have the same weights
     space = envs.single_observation_space
     try:
@@ -304,12 +305,11 @@ def main(args: Args) -> int:
         own_metrics = update_policy(policy, batch, args)
         update_value(value, value_optimizer, batch, args)
         run.refuse_nan(policy, value)
-        # Log
+        # Log and save
         metrics = measure(policy, batch)
         metrics["learning_rate"] = value_optimizer.param_groups[0]["lr"]
         normalizer.update(batch.obs)  # last, since it changes the policy too
         run.log(batch, envs, metrics, average_metrics(own_metrics, len(batch.obs)))
-        # Save
         run.save()
     envs.close()
     return run.finish()
@@ -407,8 +407,8 @@ class Run:
         self.signals.append(signum)
         signal.signal(signum, signal.SIG_DFL)
 
-    def start_envs(self) -> tuple[VectorEnv, np.ndarray]:
-        """Make and reset the environments, and join the workers that torchrun has started."""
+    def start_envs(self) -> tuple[VectorEnv, np.ndarray, np.ndarray]:
+        """Make and reset the environments, and join the workers. Returns envs, obs and done."""
         args = self.args
         try:
             envs = make_envs(args, args.num_envs)
@@ -426,7 +426,7 @@ class Run:
         except Exception as error:  # environments can raise anything
             reason = f"{type(error).__name__}: {str(error) or 'try --wrappers'}"
             fail(f"cannot set up {args.env_id}: {reason}")
-        return envs, obs
+        return envs, obs, np.zeros(args.num_envs, bool)
 
     def open(self, parts: dict) -> None:
         """Restore the parts of a run that resumes, and open the files of its folder."""
