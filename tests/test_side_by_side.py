@@ -28,6 +28,40 @@ SMALL = [
 ]
 
 
+ARGS = ["@dataclass", "class Args:"]
+ARGS += ["    alpha: int = 1", "    beta: int = 1", "    gamma: int = 1", "", ""]
+COLLECT = ["@final", "class Collect:", "    x = 1", "    y = 1", "    z = 1", "", ""]
+RUN = [
+    "# --- the run",
+    "",
+    "",
+    "def make_envs(args):",
+    "    envs = 0",
+    "    return envs",
+    "",
+    "",
+    "class Run:",
+    "    step = 0",
+    "",
+    "",
+    "main(Args())",
+]
+
+
+def anatomy(last):
+    """A small script with all parts of a script, by the last line of its algorithm."""
+    lines = ['"""A script."""', "", "import json", "import math", "", "from x import y", "", ""]
+    lines += [*ARGS, "# --- algorithm", "", "", "def update_policy(policy):"]
+    lines += ["    x = 1", "    y = 1", "    z = 1", f"    {last}", "", ""]
+    lines += ["# --- shared by every script", "", "", "def update_value(value):"]
+    lines += ["    x = 1", "    y = 1", "    return x", "", "", *COLLECT, "def main(args):"]
+    lines += ["    for _ in range(9):", "        update_policy(args)"]
+    return [*lines, "        update_value(args)", "    return 0", "", "", *RUN]
+
+
+ANATOMY = anatomy("return 1")
+
+
 @pytest.fixture(scope="module")
 def rows():
     return side_by_side.align(FILES)
@@ -106,25 +140,66 @@ def test_slots_begin_in_one_row(rows, start):
     assert tuple(places) in rows
 
 
-def test_the_objectives_are_in_one_row(rows):
-    def lines(row):
-        return [line.strip() for line in side_by_side.lines_of(row, FILES) if line]
-
-    (objectives,) = (row for row in map(lines, rows) if any("torch.min(ratio" in x for x in row))
-    assert [line.split("  #")[0] for line in objectives] == [
-        "objective = (dist.log_prob(batch.actions) * batch.advantages).mean()",
-        "objective = (ratio * batch.advantages).mean()",
-        "return (ratio * batch.advantages).mean(), kl_divergence(old_dist, dist).mean()",
-        "objective = torch.min(ratio * advantages, clipped_ratio * advantages).mean()",
+def test_objectives_are_in_one_row():
+    """Those of four algorithms, though the lines around them differ as well."""
+    objectives = [
+        "    objective = (dist.log_prob(batch.actions) * batch.advantages).mean()",
+        "    objective = (ratio * batch.advantages).mean()",
+        "    return (ratio * batch.advantages).mean(), kl_divergence(old_dist, dist).mean()",
+        "    objective = torch.min(ratio * advantages, clipped_ratio * advantages).mean()",
     ]
+    ratio = "    ratio = (dist.log_prob(batch.actions) - old_log_probs).exp()"
+    clip = "    clipped_ratio = ratio.clamp(1 - args.clip_eps, 1 + args.clip_eps)"
+    above = [[], [ratio], [ratio], [ratio, clip]]
+    dist = "    dist = policy(batch.obs)"
+    files = [["def f():", dist, *lines, x] for lines, x in zip(above, objectives)]
+    assert side_by_side.align(files) == [
+        (0, 0, 0, 0),
+        (1, 1, 1, 1),
+        (None, 2, 2, 2),
+        (None, None, None, 3),
+        (2, 3, 3, 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("c", "start"), [(0, "objective = (dist.log_prob"), (3, "objective = torch.min(ratio")]
+)
+def test_objectives_of_the_scripts_are_beside_one_of_is_pg(rows, c, start):
+    lines = [side_by_side.lines_of(row, FILES) for row in rows]
+    (row,) = (row for row in lines if (row[c] or "").strip().startswith(start))
+    assert row[1].strip().startswith("objective = (")
 
 
 @pytest.mark.parametrize(("a", "b"), [*itertools.combinations(range(4), 2)])
 def test_two_columns_are_aligned_as_well_as_difflib_aligns_two_files(rows, a, b):
-    lines = [side_by_side.lines_of(row, FILES) for row in rows]
-    equal = sum(row[a] == row[b] is not None for row in lines)
-    matcher = difflib.SequenceMatcher(None, FILES[a], FILES[b], autojunk=False)
-    assert equal >= sum(block.size for block in matcher.get_matching_blocks())
+    """In lines that are alike; blank lines within a function go wherever other lines leave them."""
+    files = [side_by_side.keys(file) for file in FILES]
+    lines = [side_by_side.lines_of(row, files) for row in rows]
+    equal = sum(row[a] == row[b] and bool(row[a]) for row in lines)
+    matcher = difflib.SequenceMatcher(None, files[a], files[b], autojunk=False)
+    found = [files[a][i : i + size] for i, _, size in matcher.get_matching_blocks()]
+    assert equal >= sum(map(bool, itertools.chain(*found)))
+
+
+def test_parts_by_hand():
+    """Each line is in the part that the last heading began, or the definition of Args or main."""
+    one = ["import x", "class Args:", "    y = 1", "def check():", "# --- algorithm", "def main():"]
+    one += ["# --- shared by every script", "def f():", "def main(args):", "    f()", "@g"]
+    one += ["def h():", "# --- the run", "def main(args):", "class Args:", "# --- more", "z()"]
+    expected = ["", "args", "args", "args", "algorithm", "algorithm"]
+    expected += ["shared", "shared", "main", "main", "shared"]
+    expected += ["shared", "run", "run", "run", "shared", "shared"]
+    rows = [(i, i) for i in range(len(one))]
+    assert side_by_side.parts_of(rows, [one, one]) == expected
+    rows = [(i, None) for i in range(len(one))] + [(None, 0)]
+    assert side_by_side.parts_of(rows, [one, ["x"]]) == [*expected, "shared"]
+
+
+def test_parts_of_a_file_without_headings():
+    one = ["x = 1", "def f():", "    y", "def main(args):", "    f()", "if z:", "def g():"]
+    expected = ["", "", "", "main", "main", "main", "shared"]
+    assert side_by_side.parts_of([(i,) for i in range(len(one))], [one]) == expected
 
 
 def marks(*lines):
@@ -406,7 +481,7 @@ def test_folding(show):
     """Of two files one line differs, the first: two lines below it stay, nine are folded."""
     tab = show("#a,b", SMALL)
     assert kinds(tab) == "dssf"
-    button = tab.get_by_role("button", name="9 lines that both share")
+    button = tab.get_by_role("button", name="9 lines, the same in both")
     assert button.get_attribute("aria-expanded") == "false"
     button.click()
     assert kinds(tab) == "dss" + "f" + 9 * "s"
@@ -419,11 +494,90 @@ def test_folding(show):
     assert kinds(tab) == "dssf"
 
 
-def test_folds_name_the_functions_in_them(show):
-    tab = show("#is_pg,ppo")
-    names = "average, update_value, collect, fail, load_checkpoint, make_envs, main"
-    label = tab.locator(".fold button").last.inner_text()
-    assert re.fullmatch(rf"\d+ lines that both share: {names}", label)
+def bars(tab):
+    return tab.locator(".fold button").all_inner_texts()
+
+
+def code(tab):
+    """The code that is seen in the first column, without blank lines."""
+    cells = [row["cells"][0] for row in seen(tab) if row["kind"] != "fold"]
+    return [cell["text"] for cell in cells if cell["text"]]
+
+
+def test_functions_are_folded_one_by_one_under_their_names(show):
+    tab = show("#a,b", [ANATOMY, anatomy("return 2")])
+    assert bars(tab)[:-1] == [
+        "imports: 6 lines, the same in both",
+        "update_value: 4 lines, the same in both",
+        "Collect: 5 lines, the same in both",
+    ]
+    tab.locator(".fold button").nth(2).click()
+    first = code(tab).index("# --- shared by every script") + 1
+    last = code(tab).index("def main(args):")
+    assert code(tab)[first:last] == [line for line in COLLECT if line]
+
+
+def test_args_the_algorithm_and_main_are_open(show):
+    tab = show("#a,b", [ANATOMY, anatomy("return 2")])
+    assert code(tab) == [
+        "@dataclass",
+        "class Args:",
+        "    alpha: int = 1",
+        "    beta: int = 1",
+        "    gamma: int = 1",
+        "# --- algorithm",
+        "def update_policy(policy):",
+        "    x = 1",
+        "    y = 1",
+        "    z = 1",
+        "    return 1",
+        "# --- shared by every script",
+        "def main(args):",
+        "    for _ in range(9):",
+        "        update_policy(args)",
+        "        update_value(args)",
+        "    return 0",
+    ]
+
+
+def test_the_run_is_folded_as_a_whole(show):
+    tab = show("#a,b", [ANATOMY, anatomy("return 2")])
+    hidden = [line for line in RUN if line]
+    assert not set(hidden) & set(code(tab))
+    bar = tab.locator(".fold button").last
+    assert bar.inner_text() == "the run: 13 lines, the same in both (make_envs, Run)"
+    assert bar.get_attribute("aria-expanded") == "false"
+    bar.click()
+    assert bar.get_attribute("aria-expanded") == "true"
+    assert code(tab)[-len(hidden) :] == hidden
+    assert len(bars(tab)) == 4  # no more folds within it
+    bar.click()
+    assert not set(hidden) & set(code(tab))
+    tab.keyboard.press("f")
+    assert code(tab) == [line for line in ANATOMY if line]
+
+
+def test_a_difference_in_the_run_is_told_and_counted_once_it_is_open(show):
+    one = ["x = 1", *RUN]
+    for line, count in (("    envs = 1", "1 of them differs"), ("    run = 1\n    y", "2 of them")):
+        other = "\n".join(RUN).replace("    envs = 0", line).split("\n")
+        tab = show("#a,b", [one, ["x = 2", *other]])
+        assert count in tab.locator(".fold button").last.inner_text()
+        assert tab.locator("#status").inner_text() == "1 difference"
+        tab.keyboard.press("n")
+        tab.keyboard.press("n")  # there is no other to go to
+        assert tab.locator("#status").inner_text() == "1 of 1 difference"
+        tab.locator(".fold button").last.click()
+        assert tab.locator("#status").inner_text() == "1 of 2 differences"
+        tab.keyboard.press("n")
+        assert tab.locator("#status").inner_text() == "2 of 2 differences"
+
+
+def test_a_file_without_a_run_has_no_such_fold(show):
+    above = ANATOMY[: ANATOMY.index("# --- the run")]
+    tab = show("#a,b", [above, above])
+    assert not any("the run" in bar for bar in bars(tab))
+    assert code(tab)[-1] == "    return 0"
 
 
 def test_choosing_columns(show):
@@ -434,7 +588,7 @@ def test_choosing_columns(show):
     assert columns(tab) == ["a", "b", "c"]
     assert tab.url.endswith("#a,b,c")
     assert (kinds(tab), marked(tab)) == ("dssfssd", ["1", "2", "1", "1", "1", "3"])
-    assert tab.locator(".fold button").inner_text() == "6 lines that all 3 share"
+    assert tab.locator(".fold button").inner_text() == "6 lines, the same in all 3"
     assert tab.locator("#status").inner_text() == "2 differences"
     toggle = tab.locator("#bar [aria-pressed]").nth(1)
     toggle.click()
@@ -630,13 +784,14 @@ def test_contrast_in_light_and_dark(show):
         tab.keyboard.press("f")
         contrasts = tab.evaluate(CONTRASTS)
         assert {"TD,,same,", "TD,,same,::before", "SPAN,c,same,", "SPAN,w,diff,"} <= set(contrasts)
-        assert "SPAN,w c,diff," in contrasts
         assert {name: x for name, x in contrasts.items() if x < 4.5} == {}
         backgrounds.add(tab.evaluate("getComputedStyle(document.body).backgroundColor"))
         # Not by color alone
         word, alone = tab.locator("tbody .w:visible").first, tab.locator("td.alone:visible").first
         assert "underline" in word.evaluate("x => getComputedStyle(x).textDecorationLine")
         assert "inset" in alone.evaluate("x => getComputedStyle(x).boxShadow")
+        small = show("#a,b", [["x = 1  # one"], ["x = 1  # two"]], color_scheme=scheme)
+        assert small.evaluate(CONTRASTS)["SPAN,w c,diff,"] >= 4.5
     assert len(backgrounds) == 2
 
 

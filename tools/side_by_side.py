@@ -23,7 +23,10 @@ import tyro
 from tools import fail
 
 SCRIPTS = "vanilla_pg.py", "is_pg.py", "trpo.py", "ppo.py"
-SLOT = "# --- algorithm"  # the equations stand above this line
+HEADING = "# --- "
+ALGORITHM = "# --- algorithm"  # the equations stand above this line
+THE_RUN = "# --- the run"  # what is below it is folded away as a whole
+DEFINITION = re.compile(r"(?:async )?def |class |@")
 TOKEN = re.compile(r"\s*(?:\d[\d_.]*(?:e[-+]?\d+)?|\w+|[^\w\s])|\s+")  # with the space before it
 WRAP = re.compile(r"(?<=\w)(?=\.[a-z])|(?<=[(\[=])(?=[a-z])")  # where a long word may be broken
 
@@ -44,24 +47,29 @@ def words(line):
 @cache
 def shared(one, other):
     """How many words two lines share; 0 if those are less than half of all."""
-    one, other = words(one), words(other)
-    count = (one & other).total()
-    return count if 4 * count >= one.total() + other.total() else 0
+    count = (words(one) & words(other)).total()
+    total = words(one).total() + words(other).total()
+    return count if 4 * count >= total else 0
 
 
 @cache
 def likeness(one, other):
     """How much it is worth to have two lines in one row: any pair a little, for a short page."""
     begin_alike = words(one) and [*words(one)][:1] == [*words(other)][:1]
-    return (200 if one == other else 100) * shared(one, other) + (3 if begin_alike else 1)
+    per_word = 200 if one == other else 100
+    return per_word * shared(one, other) + (3 if begin_alike else 1)
 
 
 def keys(lines):
     """The lines, with a word for the blank ones between functions, unlike those within one."""
-    found, top = [], True
+    found = []
+    between_functions = True  # so is a blank line above one that is not indented
     for line in reversed(lines):
-        top = top if not line else not line[0].isspace()
-        found.append(line or "blank" * top)
+        if line:
+            between_functions = not line[0].isspace()
+            found.append(line)
+        else:
+            found.append("blank" if between_functions else "")
     return found[::-1]
 
 
@@ -73,27 +81,62 @@ def align(files):
     files = [keys(lines) for lines in files]
     rows = [(i,) for i in range(len(files[0]))]
     for count, lines in enumerate(files[1:], 1):
-        best, moves = [0] * (len(lines) + 1), [[(0, 1)] * (len(lines) + 1)]
-        for row in rows:
-            texts = lines_of(row, files)
-            above, best, steps = best, [0], [(1, 0)]
-            for j, line in enumerate(lines):
-                pair = above[j] + sum([likeness(text, line) for text in texts if text is not None])
-                best.append(max(pair, above[j + 1], best[j]))
-                # Of equally good ways a gap, so that gaps come last where nothing is alike
-                steps.append((0, 1) if best[-1] == best[j] else (1, int(best[-1] > above[j + 1])))
-            moves.append(steps)
-        i, j, joined = len(rows), len(lines), []
-        while i or j:
-            down, along = moves[i][j]
-            i, j = i - down, j - along
-            joined.append((*(rows[i] if down else [None] * count), j if along else None))
-        rows = joined[::-1]
+        rows = joined(rows, files[:count], lines)
     return rows
+
+
+def joined(rows, files, lines):
+    """The rows of some files, and one more file beside them."""
+    best = [0] * (len(lines) + 1)  # likeness of the rows so far and the first j lines
+    moves = [[(0, 1)] * (len(lines) + 1)]  # (rows, lines) that the best way ends with
+    for row in rows:
+        texts = [text for text in lines_of(row, files) if text is not None]
+        above = best
+        best = [0]
+        steps = [(1, 0)]
+        for j, line in enumerate(lines):
+            pair = above[j] + sum([likeness(text, line) for text in texts])
+            best.append(max(pair, above[j + 1], best[j]))
+            # Of equally good ways a gap, so that gaps come last where nothing is alike
+            step = (0, 1) if best[-1] == best[j] else (1, int(best[-1] > above[j + 1]))
+            steps.append(step)
+        moves.append(steps)
+    found = []
+    i = len(rows)
+    j = len(lines)
+    while i or j:
+        down, along = moves[i][j]
+        i -= down
+        j -= along
+        row = rows[i] if down else [None] * len(files)
+        found.append((*row, j if along else None))
+    return found[::-1]
 
 
 def lines_of(row, files):
     return [None if i is None else file[i] for i, file in zip(row, files)]
+
+
+def next_part(part, line):
+    """The part of a script that a line begins, or the one that goes on."""
+    if line.startswith(HEADING):
+        return {ALGORITHM: "algorithm", THE_RUN: "run"}.get(line, "shared")
+    if part == "" and line.startswith(("@dataclass", "class Args")):
+        return "args"
+    if part in ("", "shared", "main") and DEFINITION.match(line):
+        return "main" if line.startswith("def main(") else part.replace("main", "shared")
+    return part
+
+
+def parts_of(rows, files):
+    """Which part of the scripts each row is in; above the first one it has no name."""
+    parts = []
+    part = ""
+    for row in rows:
+        for line in filter(None, lines_of(row, files)):
+            part = next_part(part, line)
+        parts.append(part)
+    return parts
 
 
 def compare(lines):
@@ -101,22 +144,33 @@ def compare(lines):
 
     Sets of files are bits. A piece is a text and the set of files whose related lines have it.
     """
-    same = [1 << c if line is not None else 0 for c, line in enumerate(lines)]
-    related, tokens = same[:], [TOKEN.findall(line or "") for line in lines]
+    same = [0 if line is None else 1 << c for c, line in enumerate(lines)]
+    related = [*same]
+    tokens = [TOKEN.findall(line or "") for line in lines]
     held = [[bit] * len(texts) for bit, texts in zip(same, tokens)]
-    stripped = [[text.strip() for text in texts] for texts in tokens]
-    for a, b in itertools.combinations([c for c, bit in enumerate(same) if bit], 2):
+    present = [c for c, line in enumerate(lines) if line is not None]
+    for a, b in itertools.combinations(present, 2):
         if lines[a] == lines[b]:
-            same[a], same[b] = same[a] | 1 << b, same[b] | 1 << a
+            same[a] |= 1 << b
+            same[b] |= 1 << a
         elif not shared(lines[a], lines[b]):
             continue
-        related[a], related[b] = related[a] | 1 << b, related[b] | 1 << a
-        matcher = SequenceMatcher(None, stripped[a], stripped[b], autojunk=False)
-        for i, j, size in matcher.get_matching_blocks():
-            for k in range(size):
-                held[a][i + k] |= 1 << b
-                held[b][j + k] |= 1 << a
-    return [*zip(same, related, map(list, map(zip, tokens, held)))]
+        related[a] |= 1 << b
+        related[b] |= 1 << a
+        for i, j in common_tokens(tokens[a], tokens[b]):
+            held[a][i] |= 1 << b
+            held[b][j] |= 1 << a
+    pieces = [list(zip(*one)) for one in zip(tokens, held)]
+    return list(zip(same, related, pieces))
+
+
+def common_tokens(one, other):
+    """The places in two lists of the words that both have, in order."""
+    one = [text.strip() for text in one]
+    other = [text.strip() for text in other]
+    for i, j, size in SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks():
+        for k in range(size):
+            yield i + k, j + k
 
 
 def comments(text):
@@ -131,9 +185,10 @@ def comments(text):
 def headline(text):
     """HTML of a script's name with its paper, and of the equation, from its docstring."""
     try:
-        lines = (ast.get_docstring(ast.parse(text), clean=False) or "").split("\n")
+        docstring = ast.get_docstring(ast.parse(text), clean=False) or ""
     except (SyntaxError, ValueError):
-        lines = [""]
+        docstring = ""
+    lines = docstring.split("\n")
     equation = " ".join(line for line in lines if line.startswith("    ")).strip()
     parts = re.split(" {2,}", html.escape(equation))  # a line may end between two
     return html.escape(lines[0]), " ".join(f"<span>{part}</span>" for part in parts if part)
@@ -141,11 +196,16 @@ def headline(text):
 
 def marked(pieces, related, comment):
     """HTML of a line: the words that some related line lacks, and the comment, in spans."""
-    spans, end = [], 0
+    spans = []
+    end = 0
     for text, held in pieces:
         end += len(text)
-        mark = f' class="w{" c" * (end > comment)}" data-m="{held}"' if held != related else ""
-        spans.append((mark or ' class="c"' * (end > comment), text))
+        in_comment = end > comment
+        if held != related:
+            attributes = f' class="{"w c" if in_comment else "w"}" data-m="{held}"'
+        else:
+            attributes = ' class="c"' if in_comment else ""
+        spans.append((attributes, text))
     out = ""
     for attributes, group in itertools.groupby(spans, lambda span: span[0]):
         text = "".join(text for _, text in group)
@@ -156,20 +216,27 @@ def marked(pieces, related, comment):
     return out
 
 
-def table_row(row, files, comments):
+def table_row(row, part, files, comments):
     """HTML of a row; data-s and data-r are the files that have the line, and a related one."""
-    lines, cells = lines_of(row, files), []
-    everyone, compared = (1 << len(files)) - 1, compare(lines)
+    lines = lines_of(row, files)
+    compared = compare(lines)
+    everyone = (1 << len(files)) - 1
+    cells = []
     for i, line, starts, (same, related, pieces) in zip(row, lines, comments, compared):
         if line is None:
             cells.append('<td class="gap" data-s="0"></td>')
             continue
         attributes = f' data-s="{same}"' if same != everyone else ""
-        attributes += f' data-r="{related}" class="alone"' if related != everyone else ""
+        if related != everyone:
+            attributes += f' data-r="{related}" class="alone"'
         indent = len(line) - len(line.lstrip())
         code = marked(pieces, related, starts.get(i, len(line)))
         cells.append(f'<td data-n="{i + 1}" style="--i:{indent}"{attributes}>{code}</td>')
-    return f'<tr class="{"same" if compared[0][0] == everyone else "diff"}">{"".join(cells)}</tr>'
+    is_heading = any(line and line.startswith(HEADING) for line in lines)
+    attributes = f' data-part="{part}"' if part else ""
+    attributes += " data-heading" if is_heading else ""
+    kind = "same" if compared[0][0] == everyone else "diff"
+    return f'<tr class="{kind}"{attributes}>{"".join(cells)}</tr>'
 
 
 def link(names):
@@ -181,18 +248,22 @@ def link(names):
 def page(names, texts):
     """The page. It shows and compares all files; the script in it can show fewer, and fold."""
     files = [text.removesuffix("\n").split("\n") for text in texts]
-    rows, starts = align(files), [comments(text) for text in texts]
-    body = [table_row(row, files, starts) for row in rows]
+    rows = align(files)
+    starts = [comments(text) for text in texts]
+    parts = parts_of(rows, files)
+    body = [table_row(row, part, files, starts) for row, part in zip(rows, parts)]
     headlines = [headline(text) for text in texts]
     if any(equation for _, equation in headlines):
-        slots = (k for k, row in enumerate(rows) if SLOT in lines_of(row, files))
-        cells = (f"<td><p>{name}</p><p>{equation}</p></td>" for name, equation in headlines)
-        body.insert(next(slots, 0), f'<tr class="slot">{"".join(cells)}</tr>')
+        cells = [f"<td><p>{name}</p><p>{equation}</p></td>" for name, equation in headlines]
+        slot = f'<tr class="slot" data-part="algorithm">{"".join(cells)}</tr>'
+        places = [k for k, row in enumerate(rows) if ALGORITHM in lines_of(row, files)]
+        body.insert(min(places, default=0), slot)
+    steps = [*itertools.pairwise(names), names] if len(names) > 2 else [names]
     toggle = '<button type="button" aria-pressed="true"><kbd>{}</kbd> {}</button>'
     labels = [html.escape(name) for name in names]
     fields = {
         "TITLE": ", ".join(labels),
-        "STEPS": " ".join(map(link, [*itertools.pairwise(names)] * (len(names) > 2) + [names])),
+        "STEPS": " ".join(link(some) for some in steps),
         "TOGGLES": "\n".join(toggle.format(c, label) for c, label in enumerate(labels, 1)),
         "HEADS": "".join(f'<th scope="col">{label}</th>' for label in labels),
         "COUNT": str(len(names)),
@@ -292,6 +363,8 @@ td[data-n]::before {
 }
 .c { color: var(--comment); font-style: italic; }
 .same, .same .c { color: var(--dim); }
+[data-heading] td { padding-top: 0.5rem; font-weight: 700; }
+[data-heading] td, [data-heading] .c { color: var(--text); font-style: normal; }
 .diff td { background: var(--tint); }
 .diff .gap { background: repeating-linear-gradient(135deg, var(--gap) 0 1px, var(--page) 1px 6px); }
 .alone { background: var(--tint); box-shadow: inset 3px 0 var(--accent); }
@@ -357,9 +430,10 @@ dt, dd { margin: 0; }
 <body>
 <header>
 <h1>Side by side: @TITLE@</h1>
-<p>What separates two algorithms is what differs between their scripts: here are
-<span class="alone">lines</span> that only some of them have, and <span class="w">words</span>
-that change in the others. What all share is dimmed, and folded away.</p>
+<p>The scripts stand next to each other, line by line. <span class="alone">Lines</span> that only
+some of them have are highlighted, and so are <span class="w">words</span> that differ; what is the
+same in all of them is gray. Imports, functions that do not differ, and the code around the training
+(files, signals, several processes) are folded: click a bar to open it.</p>
 <noscript><p>Without JavaScript all columns are shown and nothing is folded.</p></noscript>
 <nav aria-label="Steps">@STEPS@</nav>
 </header>
@@ -392,7 +466,7 @@ that change in the others. What all share is dimmed, and folded away.</p>
 <dt><kbd>n</kbd> or <kbd>j</kbd></dt><dd>next difference</dd>
 <dt><kbd>p</kbd> or <kbd>k</kbd></dt><dd>previous difference</dd>
 <dt><kbd>1</kbd> to <kbd>@COUNT@</kbd></dt><dd>show or hide a column</dd>
-<dt><kbd>f</kbd></dt><dd>fold or unfold what is shared</dd>
+<dt><kbd>f</kbd></dt><dd>fold or unfold everything</dd>
 <dt><kbd>?</kbd></dt><dd>these keys</dd>
 </dl>
 <form method="dialog"><button>Close</button></form>
@@ -400,6 +474,7 @@ that change in the others. What all share is dimmed, and folded away.</p>
 <script>
 "use strict";
 const CONTEXT = 2, FEW = 4, WIDE = 1800, COLUMN = 300;  // rows, rows, pixels, pixels
+const OPEN = ["args", "algorithm", "main"];  // parts in which nothing is folded
 const root = document.documentElement, table = document.querySelector("table");
 const $ = id => document.getElementById(id), bar = $("bar"), help = $("help");
 const heads = [...table.tHead.rows[0].cells];
@@ -409,7 +484,7 @@ const keys = heads.map(th => encodeURIComponent(th.textContent));
 const all = (1 << heads.length) - 1;
 const files = (element, name) => +(element.dataset[name] ?? all);
 const rows = [...table.tBodies[0].rows].map(tr => ({
-  tr, slot: tr.className === "slot",
+  tr, slot: tr.className === "slot", part: tr.dataset.part ?? "",
   cells: [...tr.cells].map((td, c) => {
     td.style.order = c;
     const words = [...td.querySelectorAll(".w")].map(span => ({span, files: files(span, "m")}));
@@ -441,8 +516,17 @@ function mark({tr, cells, slot}) {
   const visible = cells.filter((_, c) => on(c));
   const same = visible.every(cell => (cell.same & shown) === shown);
   const kind = slot ? "slot" : same ? "same" : visible.some(cell => cell.same) ? "diff" : "";
-  tr.className = kind;
-  return kind;
+  return tr.className = kind;
+}
+
+// Neighbors that have the same key, together
+function group(list, key) {
+  const groups = [];
+  for (const one of list) {
+    if (groups.at(-1)?.key === key(one)) groups.at(-1).some.push(one);
+    else groups.push({key: key(one), some: [one]});
+  }
+  return groups;
 }
 
 function body(kind, some) {
@@ -457,41 +541,73 @@ function body(kind, some) {
   return made;
 }
 
-// A row that hides those of a body, and says how many and which functions they are
-function fold(folded, some) {
-  const names = some.map(row => row.cells.find((_, c) => on(c)).td.textContent)
-    .map(text => /^(?:def|class) (\\w+)/.exec(text)?.[1]).filter(Boolean);
+const first = row => row.cells.find((_, c) => on(c) && row.cells[c].same).td.textContent;
+
+function names(some) {
+  return some.map(row => /^(?:async )?(?:def|class) (\\w+)/.exec(first(row))?.[1]).filter(Boolean);
+}
+
+// How many lines there are, up to the last that is not blank, and in how many the columns differ
+function extent(some) {
+  const many = some.findLastIndex(row => !blank(row)) + 1;
+  const differ = some.filter(row => row.kind !== "same").length;
   const who = count(shown) === 2 ? "both" : `all ${count(shown)}`;
-  const text = `${some.length} lines that ${who} share`;
-  const textContent = [text, names.join(", ")].filter(Boolean).join(": ");
+  const what = differ === 1 ? "1 of them differs" : `${differ} of them differ`;
+  return `${many} lines, ${differ ? what : "the same in " + who}`;
+}
+
+// A bar that hides bodies below it, and these bodies
+function fold(textContent, bodies) {
   const button = element("button", {type: "button", textContent});
   const set = unfolded => {
-    folded.hidden = !unfolded;
+    for (const one of bodies) one.hidden = !unfolded;
     button.setAttribute("aria-expanded", unfolded);
   };
   set(open);
-  button.onclick = () => set(folded.hidden);
+  button.onclick = () => { set(bodies[0].hidden); say(); };
   const td = element("td", {colSpan: count(shown)}, button);
-  return element("tbody", {className: "fold"}, element("tr", {}, td));
+  return [element("tbody", {className: "fold"}, element("tr", {}, td)), ...bodies];
+}
+
+// The rows of a script from one definition to the next, and each heading
+function definitions(some) {
+  let number = 0, decorated = false;
+  return group(some, row => {
+    const begins = /^(?:def |async def |class |@|# --- )/.test(first(row));
+    if (begins && !decorated) number++;
+    decorated = first(row).startsWith("@");
+    return number;
+  }).map(({some}) => some);
+}
+
+// Rows that are the same: those of each definition under a bar, but for some next to differences
+function foldSame(some, after, before) {
+  let from = after ? CONTEXT : 0, to = some.length - (before ? CONTEXT : 0);
+  if (to - from < FEW) return [body("same", some)];
+  while (from > 0 && blank(some[from - 1])) from--;
+  while (to < some.length && blank(some[to])) to++;
+  const folds = definitions(some.slice(from, to)).flatMap(middle => {
+    if (middle.length < FEW) return [body("same", middle)];
+    const imports = middle.some(row => /^(?:import|from) /.test(first(row))) ? "imports" : "";
+    const name = names(middle)[0] ?? imports;
+    return fold((name && name + ": ") + extent(middle), [body("same", middle)]);
+  });
+  return [body("same", some.slice(0, from)), ...folds, body("same", some.slice(to))];
+}
+
+function bodiesOf({key: part, some}) {
+  const runs = group(some, row => row.kind);
+  const whole = () => runs.map(({key, some}) => body(key, some));
+  if (OPEN.includes(part)) return whole();
+  if (part === "run") return fold(`the run: ${extent(some)} (${names(some).join(", ")})`, whole());
+  return runs.flatMap(({key, some}, i) =>
+    key === "same" ? foldSame(some, i > 0, i < runs.length - 1) : [body(key, some)]);
 }
 
 function show() {
-  const runs = [];
-  for (const row of rows) {
-    const kind = mark(row);
-    if (kind && runs.at(-1)?.kind === kind) runs.at(-1).some.push(row);
-    else if (kind) runs.push({kind, some: [row]});
-    else row.tr.remove();
-  }
-  const bodies = runs.flatMap(({kind, some}, i) => {
-    let from = i ? CONTEXT : 0, to = some.length - (i < runs.length - 1 ? CONTEXT : 0);
-    if (kind !== "same" || to - from < FEW) return [body(kind, some)];
-    while (from > 0 && blank(some[from - 1])) from--;
-    while (to < some.length && blank(some[to])) to++;
-    const [before, middle, after] = [some.slice(0, from), some.slice(from, to), some.slice(to)];
-    const folded = body(kind, middle);
-    return [body(kind, before), fold(folded, middle), folded, body(kind, after)];
-  });
+  for (const row of rows) row.kind = mark(row);
+  for (const row of rows.filter(row => !row.kind)) row.tr.remove();
+  const bodies = group(rows.filter(row => row.kind), row => row.part).flatMap(bodiesOf);
   [...table.tBodies].forEach(old => old.remove());
   table.append(...bodies);
   heads.forEach((th, c) => th.hidden = !on(c));
@@ -543,7 +659,7 @@ function follow() {
   }
 }
 
-const differences = () => [...table.querySelectorAll("tbody.diff")];
+const differences = () => [...table.querySelectorAll("tbody.diff:not([hidden])")];
 
 function go(step, focus) {
   const found = differences(), last = found.length - 1, top = edge();
