@@ -2,9 +2,9 @@
 
 Run: python -m tools.mutate --output docs/mutations.md
 
-The faults are in tools/mutants.txt: under the heading of a place, in each line the old text, an
-arrow and the new text. A fault in the part that the scripts share is put into all four. The tests
-run but for those marked slow, those that measure the files, and those of other tools.
+The faults are in tools/mutants.txt: below the heading of a place, each line has the old text,
+an arrow and the new text. A fault in a part that the scripts share goes into all four. All
+tests run but those marked slow, those that measure the files, and those of other tools.
 """
 
 import multiprocessing
@@ -26,16 +26,38 @@ import tyro
 from tools import fail
 
 ROOT = Path(__file__).resolve().parents[1]
+PRELOADED = ["torch", "gymnasium", "hypothesis.extra.numpy", "scipy.integrate"]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "gymnasium", "hypothesis.extra.numpy", "scipy.integrate"])
+CONTEXT.set_forkserver_preload(PRELOADED)
 SCRIPTS = ["vanilla_pg.py", "is_pg.py", "trpo.py", "ppo.py"]
-# In this order, but those first that are most about the place
-TESTS = ["exact_updates", "exact_returns", "exact", "tail", "collect", "networks", "runs"]
-TESTS += ["evaluate", "environments", "bad_input", "device", "workers", "crashes"]
-FIRST = {
+ALGORITHM, SHARED, RUN = "# --- algorithm", "# --- shared", "# --- the run"
+IN_ALL_SCRIPTS = {  # place: the headings before it and after it
+    "options": ("", ALGORITHM),
+    "shared": (SHARED, RUN),
+    "run": (RUN, ""),
+}
+TESTS = [  # in the order in which they run
+    "exact_updates",
+    "exact_returns",
+    "exact",
+    "tail",
+    "collect",
+    "networks",
+    "runs",
+    "evaluate",
+    "environments",
+    "bad_input",
+    "device",
+    "workers",
+    "crashes",
+]
+FIRST = {  # place: the tests that know most about it, which run before the others
+    "options": ["bad_input"],
     "shared": ["tail", "collect", "runs", "bad_input", "workers"],
+    "run": ["runs", "tail", "collect", "bad_input", "workers", "crashes"],
     "common/networks.py": ["networks", "exact_returns"],
     "common/returns.py": ["exact_returns"],
+    "common/workers.py": ["workers"],
     "tools/evaluate.py": ["evaluate"],
 }
 
@@ -57,7 +79,8 @@ class Mutant(NamedTuple):
 
 def read_mutants(text):
     """Mutants of a file such as mutants.txt."""
-    mutants, place = [], None
+    mutants = []
+    place = None
     for line in text.splitlines():
         if heading := re.fullmatch(r"\[([\w/.]+)\]", line):
             place = heading[1]
@@ -71,29 +94,37 @@ def read_mutants(text):
 def apply(mutant, root):
     """{path: source} of the files that have the fault.
 
-    Raises ValueError if the old text is not there once, or the new one is no Python.
+    Raises ValueError if the old text is not there exactly once, SyntaxError if the new text is
+    not Python.
     """
+    names = SCRIPTS if mutant.place in IN_ALL_SCRIPTS else [mutant.place]
     files = {}
-    for name in SCRIPTS if mutant.place == "shared" else [mutant.place]:
+    for name in names:
         source = (root / name).read_text()
-        start = source.find("# --- algorithm") + 1  # 0 in a file that has no such heading
-        if mutant.place == "shared":
-            start = source.index("# --- shared")
-        end = source.find("# --- shared", start + 1)
-        part = source[start : end if end > 0 else None]
-        if part.count(mutant.old) != 1:
-            raise ValueError(f"{name} has {mutant.old!r} {part.count(mutant.old)} times, not once")
-        at = start + part.index(mutant.old)
+        start, end = part_of(source, mutant.place)
+        count = source[start:end].count(mutant.old)
+        if count != 1:
+            raise ValueError(f"{name} has {mutant.old!r} {count} times, not once")
+        at = source.index(mutant.old, start)
         files[root / name] = source[:at] + mutant.new + source[at + len(mutant.old) :]
         compile(files[root / name], name, "exec")
     return files
 
 
+def part_of(source, place):
+    """Start and end of the part of a file that is the place of a fault."""
+    own = (ALGORITHM, SHARED) if place in SCRIPTS else ("", "")  # of other files, all
+    before, after = IN_ALL_SCRIPTS.get(place, own)
+    start = source.index(before)
+    return start, source.index(after, start) if after else len(source)
+
+
 def run_pytest(folder, arguments):
-    """To be called in a process of its own, in which the libraries are there already."""
+    """Run the tests of a folder, in a process that has loaded the libraries before."""
     os.chdir(folder)
-    for name in [name for name in sys.modules if name.split(".")[0] in ("tools", "common")]:
-        del sys.modules[name]  # those of the folder are meant, which pytest puts on the path
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("tools", "common"):
+            del sys.modules[name]  # pytest puts the folder's own on the path
     sys.path[:] = [path for path in sys.path if path and Path(path).resolve() != ROOT]
     with open("log.txt", "w") as sys.stdout:
         sys.stderr = sys.stdout
@@ -102,11 +133,11 @@ def run_pytest(folder, arguments):
 
 def run_tests(folder, place, timeout):
     """The name of the first test that fails, or nothing."""
-    names = FIRST.get(place, [])
-    names = names + [name for name in TESTS if name not in names]
-    arguments = ["-x", "-q", "-n", "0", "-m", "not slow", "--tb=no", "-p", "no:cacheprovider"]
-    arguments += [f"tests/test_{name}.py" for name in names]
-    process = CONTEXT.Process(target=run_pytest, args=(folder, arguments))
+    first = FIRST.get(place, [])
+    others = [name for name in TESTS if name not in first]
+    files = [f"tests/test_{name}.py" for name in (*first, *others)]
+    options = ["-x", "-q", "-n", "0", "-m", "not slow", "--tb=no", "-p", "no:cacheprovider"]
+    process = CONTEXT.Process(target=run_pytest, args=(folder, [*options, *files]))
     process.start()
     process.join(timeout)
     if process.is_alive():
@@ -141,17 +172,18 @@ def table(rows):
     """Markdown. rows: pairs of a mutant and the test that notices it."""
     lines = ["| old | new | noticed by |", "|---|---|---|"]
     for mutant, killer in rows:
-        old, new = (f"`{text.replace('|', chr(92) + '|')}`" for text in (mutant.old, mutant.new))
-        lines.append(f"| {old} | {new} | {killer or mutant.reason or '**nothing**'} |")
+        old, new = mutant.old.replace("|", r"\|"), mutant.new.replace("|", r"\|")
+        lines.append(f"| `{old}` | `{new}` | {killer or mutant.reason or '**nothing**'} |")
     return "\n".join(lines)
 
 
 def summary(results):
     """The share of the faults that tests notice, in a sentence."""
     counted = [killer for mutant, killer in results if killer or not mutant.reason]
-    killed, same = sum(map(bool, counted)), len(results) - len(counted)
-    sentence = f"{killed} of {len(counted)} faults are noticed ({killed / len(counted):.1%})"
-    return sentence + f"; {same} more change nothing that could be noticed."
+    killed = len([killer for killer in counted if killer])
+    share = f"{killed} of {len(counted)} faults are noticed ({killed / len(counted):.1%})"
+    same = len(results) - len(counted)
+    return f"{share}; {same} more change nothing that could be noticed."
 
 
 def report(results, how_long):
@@ -159,9 +191,37 @@ def report(results, how_long):
     parts = ["# One broken line at a time", command + how_long, summary(results)]
     for place in dict.fromkeys(mutant.place for mutant, _ in results):
         rows = [row for row in results if row[0].place == place]
-        title = "the part that the four scripts share" if place == "shared" else place
+        title = f"{place}, as in all four scripts" if place in IN_ALL_SCRIPTS else place
         parts += [f"## {title}", table(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def copies(count, folder):
+    """A queue of so many copies of the project, each for one test run at a time."""
+    folders = Queue()
+    ignored = shutil.ignore_patterns(".*", "runs", "docs", "__pycache__")
+    for i in range(count):
+        folders.put(shutil.copytree(ROOT, Path(folder, str(i)), ignore=ignored))
+    return folders
+
+
+def judge_all(mutants, args):
+    """Pairs of a mutant and the test that notices it."""
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        start = time.time()
+        folders = copies(args.workers, temporary)
+        if killer := run_tests(folders.queue[0], "", args.timeout):
+            fail(f"nothing is broken, yet a test fails: {killer}")
+        with ThreadPoolExecutor(args.workers) as pool:
+            verdicts = pool.map(lambda mutant: judge(mutant, folders, args.timeout), mutants)
+            for mutant, killer in zip(mutants, verdicts):
+                results.append((mutant, killer))
+                count = f"{len(results)}/{len(mutants)}"
+                minutes = (time.time() - start) / 60
+                fault = f"{mutant.place}: {mutant.old} ==> {mutant.new}"
+                print(f"{count} {minutes:.1f} min  {fault}: {killer or 'NOTHING'}", flush=True)
+    return results
 
 
 def main(args):
@@ -174,23 +234,11 @@ def main(args):
             apply(mutant, ROOT)
     except (ValueError, SyntaxError) as error:
         fail(f"mutants.txt does not fit: {error}")
-    with tempfile.TemporaryDirectory() as temporary:
-        folders, start = Queue(), time.time()
-        for i in range(args.workers):
-            ignored = shutil.ignore_patterns(".*", "runs", "docs", "__pycache__")
-            folders.put(shutil.copytree(ROOT, Path(temporary, str(i)), ignore=ignored))
-        if killer := run_tests(folders.queue[0], "", args.timeout):
-            fail(f"nothing is broken, yet a test fails: {killer}")
-        with ThreadPoolExecutor(args.workers) as pool:
-            verdicts = pool.map(lambda mutant: judge(mutant, folders, args.timeout), mutants)
-            results = []
-            for mutant, killer in zip(mutants, verdicts):
-                results.append((mutant, killer))
-                minutes = (time.time() - start) / 60
-                print(f"{len(results)}/{len(mutants)} {minutes:.1f} min  {mutant.place}", end=": ")
-                print(f"{mutant.old} ==> {mutant.new}: {killer or 'NOTHING'}", flush=True)
+    start = time.time()
+    results = judge_all(mutants, args)
     print(summary(results))
     if args.output:
+        minutes = (time.time() - start) / 60
         how_long = f"in {minutes:.0f} minutes with {args.workers} workers."
         Path(args.output).write_text(report(results, how_long))
     return any(not killer and not mutant.reason for mutant, killer in results)

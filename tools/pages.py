@@ -1,4 +1,4 @@
-"""Write the tables of the pages anew, by the commands that stand above them in comments.
+"""Write the tables of the pages anew, with the commands in the comments above them.
 
 Run: python -m tools.pages
 """
@@ -25,8 +25,9 @@ class Args:
 
 
 def table(match):
-    """The comment, and the lines of what its command prints that belong to a table."""
-    done = subprocess.run([sys.executable, *shlex.split(match[1])], capture_output=True, text=True)
+    """The comment, and those lines that its command prints that belong to a table."""
+    command = [sys.executable, *shlex.split(match[1])]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         fail(f"python {match[1]} failed: {done.stderr.strip()}", 1)
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
