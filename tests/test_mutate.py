@@ -9,7 +9,7 @@ MUTANTS = mutate.read_mutants((mutate.ROOT / "tools" / "mutants.txt").read_text(
 
 
 def test_there_are_enough_faults_and_each_fits_where_it_should():
-    assert len(MUTANTS) == len(set(MUTANTS)) >= 120
+    assert len(MUTANTS) == len(set(MUTANTS)) >= 400
     for mutant in MUTANTS:
         for path, source in mutate.apply(mutant, mutate.ROOT).items():
             before, after = path.read_text().split("\n"), source.split("\n")
@@ -28,14 +28,20 @@ def test_read_mutants():
 
 
 def test_apply(tmp_path):
+    parts = ["x = 1\n", "# --- algorithm\nx = 1\n", "# --- shared\nx = 1\nx = 22\n"]
+    parts += ["# --- the run\nx = 1\n"]
     for name in mutate.SCRIPTS:
-        source = "x = 1\n# --- algorithm\nx = 1\n# --- shared by every script\nx = 1\nx = 22\n"
-        (tmp_path / name).write_text(source)
-    (own,) = mutate.apply(Mutant("trpo.py", "x = 1", "x = 2", ""), tmp_path).values()
-    assert own == source.replace("# --- algorithm\nx = 1", "# --- algorithm\nx = 2")
-    shared = mutate.apply(Mutant("shared", "x = 1", "x = 2", ""), tmp_path)
-    assert [path.name for path in shared] == mutate.SCRIPTS
-    assert set(shared.values()) == {source.replace("script\nx = 1", "script\nx = 2")}
+        (tmp_path / name).write_text("".join(parts))
+    places = ["options", "trpo.py", "shared", "run"]  # in their order in a script
+    for i, place in enumerate(places):
+        files = mutate.apply(Mutant(place, "x = 1", "x = 3", ""), tmp_path)
+        names = ["trpo.py"] if place == "trpo.py" else mutate.SCRIPTS
+        assert [path.name for path in files] == names
+        changed = [*parts[:i], parts[i].replace("x = 1", "x = 3"), *parts[i + 1 :]]
+        assert set(files.values()) == {"".join(changed)}
+    (tmp_path / "common.py").write_text("y = 1\n")
+    (whole,) = mutate.apply(Mutant("common.py", "y", "z", ""), tmp_path).values()
+    assert whole == "z = 1\n"
     for old, new in [("y", "z"), ("x = ", "y = "), ("x = 22", "x =")]:  # absent, twice, no Python
         with pytest.raises((ValueError, SyntaxError)):
             mutate.apply(Mutant("shared", old, new, ""), tmp_path)
@@ -53,7 +59,7 @@ def test_report():
     assert "| `a \\| b` | `a` | exact: clipping |" in text
     assert "| `c` | `d` | **nothing** |" in text
     assert "| `e` | `f` | it is the same |" in text
-    assert text.index("## ppo.py") < text.index("`c`") < text.index("share\n") < text.index("`e`")
+    assert text.index("## ppo.py") < text.index("`c`") < text.index("## shared") < text.index("`e`")
 
 
 def test_a_typo_in_only_is_said(capsys):
