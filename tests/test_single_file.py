@@ -386,7 +386,7 @@ from __future__ import annotations
 # For its environments
 import my_envs  # noqa: F401, it registers some
 import torch.distributed
-from torch.distributions import Beta, Dirichlet, kl_divergence, register_kl
+from torch.distributions import Beta, Dirichlet, kl_divergence
 from torch.distributions import Gamma as Gam
 from torch.nn import GELU, Conv1d
 
@@ -396,7 +396,7 @@ from torch.nn.utils import parameters_to_vector
 from common.networks import GaussianHead, Policy
 from common.returns import gae
 
-USED = torch, Beta, Dirichlet, kl_divergence, register_kl, Gam, GELU, Conv1d, parameters_to_vector
+USED = torch.distributed, Beta, Dirichlet, kl_divergence, Gam, GELU, Conv1d, parameters_to_vector
 
 
 class Mine(Policy):
@@ -435,7 +435,6 @@ from torch.distributions import (
     Independent,
     Normal,
     kl_divergence,
-    register_kl,
 )
 from torch.distributions import Gamma as Gam
 from torch.nn import GELU, Conv1d
@@ -443,7 +442,7 @@ from torch.nn import GELU, Conv1d
 # What a vector is
 from torch.nn.utils import parameters_to_vector
 
-USED = torch, Beta, Dirichlet, kl_divergence, register_kl, Gam, GELU, Conv1d, parameters_to_vector
+USED = torch.distributed, Beta, Dirichlet, kl_divergence, Gam, GELU, Conv1d, parameters_to_vector
 
 
 # --- networks

@@ -95,7 +95,7 @@ def joined(rows, files, lines):
         best = [0]
         steps = [(1, 0)]
         for j, line in enumerate(lines):
-            pair = above[j] + sum([likeness(text, line) for text in texts])
+            pair = above[j] + sum(likeness(text, line) for text in texts)
             best.append(max(pair, above[j + 1], best[j]))
             # Of equally good ways a gap, so that gaps come last where nothing is alike
             step = (0, 1) if best[-1] == best[j] else (1, int(best[-1] > above[j + 1]))
