@@ -104,7 +104,7 @@ def entropy_bonus(dist: Distribution, args: Args) -> Tensor | float:
 def weighted_advantages(log_ratio: Tensor, batch: Batch, args: Args) -> tuple[Tensor, Tensor]:
     """Importance weights w_t and weighted advantages, which multiply ∇log π(a_t|s_t); both (B,).
     step           w_t = ρ_t              w_t A_t
-    trajectory     w_t = Π_{k≤t} ρ_k      w_t A_t, since the episode or the rollout began
+    trajectory     w_t = Π_{k≤t} ρ_k      w_t A_t; products start anew with episode and rollout
     per-decision   w_t = Π_{k≤t} ρ_k      Σ_{l≥t} (γλ)^{l−t} w_l δ_l, with δ_t = A_t − γλ A_{t+1}
     """
     # Back to (T, N), with 0 where a step is no transition
@@ -132,7 +132,7 @@ def update_policy(policy: Policy, optimizer: Adam, batch: Batch, args: Args) -> 
         if args.weighting == "step" and args.weight_cap == math.inf:
             ratio = log_ratio.exp()  # exactly 1 in the first epoch
             objective = (ratio * batch.advantages).mean()  # its gradient is E[ ρ A ∇log π ]
-        else:
+        else:  # for all weightings, the gradient that the table says
             objective = (dist.log_prob(batch.actions) * weighted).mean()
         minimize(-objective - entropy_bonus(dist, args), optimizer, len(batch.obs), args)
     return {"weight_ess": weights.double().mean() ** 2 / weights.double().square().mean()}
@@ -155,7 +155,7 @@ def minibatches(batch: Batch, args: Args) -> tuple[Tensor, ...]:
     Workers with more transitions have larger parts, so that all have equally many.
     """
     cuts = range(args.minibatch_size, batch.fewest, args.minibatch_size)
-    stretched = [cut * len(batch.obs) // batch.fewest for cut in cuts]
+    stretched = [cut * len(batch.obs) // batch.fewest for cut in cuts]  # by 1 if alone
     return torch.randperm(len(batch.obs)).tensor_split(stretched)
 
 
@@ -196,7 +196,7 @@ def collect(
         obs, rewards[t], terminated[t], truncated, _ = envs.step(policy.head.to_env(action))
         actions.append(action)
         all_obs[t + 1] = obs
-        valid[t] = ~done  # the step after an end only resets
+        valid[t] = ~done  # a step after done only resets: it is no transition
         done = terminated[t] | truncated
         ended[t] = done
     # Estimate advantages
@@ -254,7 +254,7 @@ def main(args: Args) -> int:
     torch.set_num_threads(min(args.num_threads, os.cpu_count()))
     run = Run(args)
     envs, obs, done = run.start_envs()
-    torch.manual_seed(args.seed + 2**32 * run.iteration)  # all workers have the same weights
+    torch.manual_seed(args.seed + 2**32 * run.iteration)  # same in all workers, anew after a resume
     space = envs.single_observation_space
     try:
         normalizer = Normalizer(space.shape, args.normalize_obs, space.dtype)
@@ -318,7 +318,7 @@ def make_envs(args: Args, num_envs: int, wrappers: list | tuple = (), **kwargs: 
         kwargs["wrappers"] = wrappers
         kwargs["vectorization_mode"] = kwargs["vectorization_mode"] or "sync"
     elif "ALE/" in args.env_id and not kwargs["vectorization_mode"]:
-        kwargs["reward_clipping"] = False  # it would change the returns on record
+        kwargs["reward_clipping"] = False  # or Atari's vectorized form records signs
     envs = gym.make_vec(args.env_id, num_envs, **kwargs)
     mode = envs.metadata.get("autoreset_mode")
     if mode != gym.vector.AutoresetMode.NEXT_STEP:
@@ -390,7 +390,7 @@ class Run:
             if self.num_workers > 1 and args.device == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             first_seed = self.seed % (2**31 - self.num_workers * args.num_envs)
-            obs, _ = envs.reset(seed=first_seed + self.rank * args.num_envs)  # i adds i to it
+            obs, _ = envs.reset(seed=first_seed + self.rank * args.num_envs)  # of environment 0
             # Before there is a folder, try the memory that a run needs, and the device
             np.empty((args.num_steps + 1) * getattr(obs, "nbytes", 0), np.uint8)
             torch.empty(args.hidden_size, args.hidden_size)
@@ -411,7 +411,8 @@ class Run:
             torch.manual_seed(self.seed + self.rank)  # workers act differently
             return
         try:
-            writer = self.args.tensorboard and resolve_name("torch.utils.tensorboard:SummaryWriter")
+            name = "torch.utils.tensorboard:SummaryWriter"
+            writer = resolve_name(name) if self.args.tensorboard else None
             self.make_folder()
         except (ImportError, OSError) as error:
             fail(f"cannot set up the folder of the run: {error}")
@@ -438,7 +439,8 @@ class Run:
         name = self.folder
         for suffix in count(2):
             try:
-                return self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
+                self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
+                return
             except FileExistsError:
                 self.folder = Path(f"{name}-{suffix}")
 

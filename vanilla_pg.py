@@ -125,7 +125,7 @@ def minibatches(batch: Batch, args: Args) -> tuple[Tensor, ...]:
     Workers with more transitions have larger parts, so that all have equally many.
     """
     cuts = range(args.minibatch_size, batch.fewest, args.minibatch_size)
-    stretched = [cut * len(batch.obs) // batch.fewest for cut in cuts]
+    stretched = [cut * len(batch.obs) // batch.fewest for cut in cuts]  # by 1 if alone
     return torch.randperm(len(batch.obs)).tensor_split(stretched)
 
 
@@ -166,7 +166,7 @@ def collect(
         obs, rewards[t], terminated[t], truncated, _ = envs.step(policy.head.to_env(action))
         actions.append(action)
         all_obs[t + 1] = obs
-        valid[t] = ~done  # the step after an end only resets
+        valid[t] = ~done  # a step after done only resets: it is no transition
         done = terminated[t] | truncated
         ended[t] = done
     # Estimate advantages
@@ -224,7 +224,7 @@ def main(args: Args) -> int:
     torch.set_num_threads(min(args.num_threads, os.cpu_count()))
     run = Run(args)
     envs, obs, done = run.start_envs()
-    torch.manual_seed(args.seed + 2**32 * run.iteration)  # all workers have the same weights
+    torch.manual_seed(args.seed + 2**32 * run.iteration)  # same in all workers, anew after a resume
     space = envs.single_observation_space
     try:
         normalizer = Normalizer(space.shape, args.normalize_obs, space.dtype)
@@ -288,7 +288,7 @@ def make_envs(args: Args, num_envs: int, wrappers: list | tuple = (), **kwargs: 
         kwargs["wrappers"] = wrappers
         kwargs["vectorization_mode"] = kwargs["vectorization_mode"] or "sync"
     elif "ALE/" in args.env_id and not kwargs["vectorization_mode"]:
-        kwargs["reward_clipping"] = False  # it would change the returns on record
+        kwargs["reward_clipping"] = False  # or Atari's vectorized form records signs
     envs = gym.make_vec(args.env_id, num_envs, **kwargs)
     mode = envs.metadata.get("autoreset_mode")
     if mode != gym.vector.AutoresetMode.NEXT_STEP:
@@ -360,7 +360,7 @@ class Run:
             if self.num_workers > 1 and args.device == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             first_seed = self.seed % (2**31 - self.num_workers * args.num_envs)
-            obs, _ = envs.reset(seed=first_seed + self.rank * args.num_envs)  # i adds i to it
+            obs, _ = envs.reset(seed=first_seed + self.rank * args.num_envs)  # of environment 0
             # Before there is a folder, try the memory that a run needs, and the device
             np.empty((args.num_steps + 1) * getattr(obs, "nbytes", 0), np.uint8)
             torch.empty(args.hidden_size, args.hidden_size)
@@ -381,7 +381,8 @@ class Run:
             torch.manual_seed(self.seed + self.rank)  # workers act differently
             return
         try:
-            writer = self.args.tensorboard and resolve_name("torch.utils.tensorboard:SummaryWriter")
+            name = "torch.utils.tensorboard:SummaryWriter"
+            writer = resolve_name(name) if self.args.tensorboard else None
             self.make_folder()
         except (ImportError, OSError) as error:
             fail(f"cannot set up the folder of the run: {error}")
@@ -408,7 +409,8 @@ class Run:
         name = self.folder
         for suffix in count(2):
             try:
-                return self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
+                self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
+                return
             except FileExistsError:
                 self.folder = Path(f"{name}-{suffix}")
 

@@ -51,7 +51,7 @@ class Normalizer(nn.Module):
             shift = new_mean - self.mean
             if not self.is_image:
                 both = old * self.std.double() ** 2 + new * new_variance + old * new * shift**2
-                self.std.copy_(both.sqrt().clamp(min=1e-8))  # what never changes has 0
+                self.std.copy_(both.sqrt().clamp(min=1e-8))  # not 0 for what never changes
             self.mean += new * shift
 
 

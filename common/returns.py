@@ -45,4 +45,4 @@ class RewardScaler(nn.Module):
             self.discounted = self.discounted * ~done[t]
         self.moments.update(torch.from_numpy(history[valid]))
         std = self.moments.std.item()
-        return rewards / std if std > 1e-8 else rewards  # if not all are alike
+        return rewards / std if std > 1e-8 else rewards  # all are alike: no scale
