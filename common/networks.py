@@ -12,9 +12,9 @@ from common.workers import gather
 
 
 class Normalizer(nn.Module):
-    """Flattens observations and standardizes them by the moments of all so far.
+    """Flattens observations and standardizes them by the moments of all seen so far.
     The moments only change in `update`, not while a batch is collected and learned from.
-    Images, which are bytes of 5 × 5 and more, are centered by their mean and divided by 255.
+    Images (bytes, at least 5 × 5) are centered by their mean and divided by 255.
     With enabled=False there are no moments, and only images are scaled.
     """
 
@@ -104,7 +104,7 @@ class CNN(nn.Module):
         last = nn.Linear(hidden_size, num_outputs)
         for layer in [*convolutions, hidden, last]:
             initialize(layer)
-        initialize(last, gain)
+        initialize(last, gain)  # again, with its own gain
         self.layers = nn.Sequential(*layers, nn.Flatten(), hidden, nn.ReLU(), last)
 
     def to_images(self, x: Tensor) -> Tensor:  # (B, …) to (B, channels, height, width)
@@ -185,7 +185,7 @@ class GaussianHead(nn.Module):
         return outputs + self.log_std.exp() * torch.randn_like(outputs)
 
     def to_env(self, actions: Tensor) -> np.ndarray:
-        # The action that is learned from is not clipped
+        # Only the environment sees the clipped action
         clipped = np.clip(actions.numpy(force=True), self.space.low, self.space.high)
         if np.issubdtype(self.space.dtype, np.integer):
             clipped = clipped.round()
@@ -200,7 +200,7 @@ def make_head(space: spaces.Space) -> nn.Module:
         return BernoulliHead(space)
     if isinstance(space, spaces.Box):
         return GaussianHead(space)
-    raise ValueError(f"no policy for {space}, but for Discrete, MultiDiscrete, MultiBinary, Box")
+    raise ValueError(f"no policy for {space}, only for Discrete, MultiDiscrete, MultiBinary, Box")
 
 
 class Policy(nn.Module):

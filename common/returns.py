@@ -13,7 +13,7 @@ def gae(
 ) -> Array:
     """Generalized advantage estimation: A_t = Σ_l (γλ)^l δ_{t+l} (Schulman et al. 2016, eq. 16).
 
-    All are (T, N), but values (T+1, N): V(s_0) … V(s_T). δ_t = r_t + γ V(s_{t+1}) − V(s_t),
+    All are (T, N), except values, (T+1, N): V(s_0) … V(s_T). δ_t = r_t + γ V(s_{t+1}) − V(s_t),
     without V(s_{t+1}) if the step terminated. The sum ends with a step that is done.
     """
     delta = rewards + gamma * values[1:] * ~terminated - values[:-1]
@@ -45,4 +45,4 @@ class RewardScaler(nn.Module):
             self.discounted = self.discounted * ~done[t]
         self.moments.update(torch.from_numpy(history[valid]))
         std = self.moments.std.item()
-        return rewards / std if std > 1e-8 else rewards  # all are alike: no scale
+        return rewards / std if std > 1e-8 else rewards  # if returns differ at all

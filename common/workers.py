@@ -1,4 +1,4 @@
-"""The few lines by which all processes that torchrun has started train as one."""
+"""What lets the processes that torchrun has started train as one."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def average(x: Tensor, weight: float) -> Tensor:
     """The weighted mean of a tensor over the workers; x itself in a single process."""
     if not torch.distributed.is_initialized():
         return x
-    sums = weight * torch.cat([x.detach().flatten(), x.new_ones(1)])
+    sums = weight * torch.cat([x.detach().flatten(), x.new_ones(1)])  # 1 for the weights
     torch.distributed.all_reduce(sums)
     return (sums[:-1] / sums[-1]).view_as(x)
 

@@ -120,8 +120,9 @@ def test_collect(mode):
         assert_allclose(batch.advantages, standardized, rtol=1e-5, atol=1e-6)
         assert_array_equal(batch.valid, valid)
         assert {tuple(at) for at in batch.done.nonzero().tolist()} == DONE[rollout]
-        episodes = list(zip(ppo.take_all(envs.return_queue), ppo.take_all(envs.length_queue)))
-        assert episodes == EPISODES[rollout]
+        assert list(zip(envs.return_queue, envs.length_queue)) == EPISODES[rollout]
+        envs.return_queue.clear()
+        envs.length_queue.clear()
         assert_array_equal(scaler_saw[0], np.where(valid, 2 * (grid + 1), 0))
         assert_array_equal(scaler_saw[1], batch.done)
         assert_array_equal(scaler_saw[2], valid)
