@@ -144,7 +144,7 @@ def minimize(loss: Tensor, optimizer: Adam, num_transitions: int, args: Args) ->
     optimizer.zero_grad()
     loss.backward()
     average_gradients(parameters, num_transitions)
-    clip_grad_norm_(parameters, args.max_grad_norm)
+    clip_grad_norm_(parameters, args.max_grad_norm, foreach=False)  # faster on a CPU
     optimizer.step()
 
 

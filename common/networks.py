@@ -72,11 +72,11 @@ class MLP(nn.Module):
             initialize(layer, layer_gain)
 
     def forward(self, obs: Tensor) -> Tensor:
-        x = self.normalizer(obs)
-        *hidden, last = self.layers
-        for layer in hidden:  # calling the module takes longer than its arithmetic
-            x = torch.tanh(nn.functional.linear(x, layer.weight, layer.bias))
-        return nn.functional.linear(x, last.weight, last.bias)
+        first, second, last = self.layers
+        # Functions, since calling a small layer takes longer than its arithmetic
+        x = nn.functional.linear(self.normalizer(obs), first.weight, first.bias)
+        x = nn.functional.linear(torch.tanh(x), second.weight, second.bias)
+        return nn.functional.linear(torch.tanh(x), last.weight, last.bias)
 
 
 class CNN(nn.Module):
@@ -141,8 +141,8 @@ class CategoricalHead(nn.Module):
         return Independent(dist, parts, validate_args=False) if parts else dist
 
     def sample(self, outputs: Tensor) -> Tensor:
-        gumbel_noise = torch.empty_like(outputs).exponential_().log_().neg_()
-        return (self.logits(outputs) + gumbel_noise).argmax(-1)  # the Gumbel-max trick
+        exponential = torch.empty_like(outputs).exponential_()
+        return (self.logits(outputs) - exponential.log_()).argmax(-1)  # the Gumbel-max trick
 
     def to_env(self, actions: Tensor) -> np.ndarray:
         return np.add(actions.numpy(force=True), self.space.start, dtype=self.space.dtype)
@@ -187,7 +187,7 @@ class GaussianHead(nn.Module):
     def to_env(self, actions: Tensor) -> np.ndarray:
         # Only the environment sees the clipped action
         clipped = np.clip(actions.numpy(force=True), self.space.low, self.space.high)
-        if np.issubdtype(self.space.dtype, np.integer):
+        if self.space.dtype.kind in "iu":  # integers
             clipped = clipped.round()
         return clipped.astype(self.space.dtype)
 
