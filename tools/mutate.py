@@ -145,6 +145,8 @@ def run_tests(folder, place, timeout):
         return f"more than {timeout:g} seconds"
     log = (folder / "log.txt").read_text()
     failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", log, re.MULTILINE)
+    if process.exitcode < 0 and not failed:
+        return f"signal {-process.exitcode} ended the tests"
     if process.exitcode and not failed:
         fail(f"the tests did not run: {log[-600:]}")
     if not process.exitcode:
