@@ -105,8 +105,7 @@ def weighted_advantages(log_ratio: Tensor, batch: Batch, args: Args) -> tuple[Te
     step           w_t = ρ_t              w_t A_t
     trajectory     w_t = Π_{k≤t} ρ_k      w_t A_t
     per-decision   w_t = Π_{k≤t} ρ_k      Σ_{l≥t} (γλ)^{l−t} w_l δ_l, with δ_t = A_t − γλ A_{t+1}
-    Products start anew with each episode and each rollout.
-    """
+    Products start anew with each episode and each rollout."""
     log_weights = log_ratio.new_zeros(batch.valid.shape).masked_scatter(batch.valid, log_ratio)
     if args.weighting != "step":
         for t in range(1, len(log_weights)):
