@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -122,6 +123,7 @@ def part_of(source, place):
 def run_pytest(folder, arguments):
     """Run the tests of a folder, in a process that has loaded the libraries before."""
     os.chdir(folder)
+    os.setsid()  # so that what the tests have started can be killed with them
     for name in list(sys.modules):
         if name.split(".")[0] in ("tools", "common"):
             del sys.modules[name]  # pytest puts the folder's own on the path
@@ -141,7 +143,8 @@ def run_tests(folder, place, timeout):
     process.start()
     process.join(timeout)
     if process.is_alive():
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
         return f"more than {timeout:g} seconds"
     log = (folder / "log.txt").read_text()
     failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", log, re.MULTILINE)
