@@ -68,7 +68,7 @@ class Args:
     output: str = ""  # Markdown file to write, if any
     only: str = ""  # only faults whose place or text has this in it
     workers: int = 2  # tests that run side by side
-    timeout: float = 180.0  # seconds after which tests count as failed
+    timeout: float = 400.0  # seconds after which tests count as failed
 
 
 class Mutant(NamedTuple):
