@@ -51,13 +51,13 @@ class Job:
 def rows(run_dir):
     """How many lines metrics.csv has; none if there is no such file."""
     path = Path(run_dir, "metrics.csv")
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
 def main_of(script, arguments, folder, barrier=None):
     """Run a script in a process of CONTEXT; if there is a barrier, at the same time as others."""
     os.chdir(folder)
-    sys.stdout = open(os.devnull, "w")
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")
     script = importlib.import_module(script)
     if barrier:
         barrier.wait()

@@ -78,7 +78,7 @@ def test_impossible_arguments(options, words, tmp_path, capsys):
 
 
 def test_a_place_where_no_directory_can_be_made(tmp_path, capsys):
-    (tmp_path / "file").write_text("not a directory")
+    (tmp_path / "file").write_text("not a directory", encoding="utf-8")
     args = ppo.Args(run_dir=str(tmp_path / "file" / "run"))
     assert "Not a directory" in refused(lambda: ppo.main(args), capsys)
 
@@ -167,7 +167,7 @@ def test_nothing_in_a_checkpoint_is_executed(run, tmp_path, capsys):
 
 
 def test_tools_refuse_what_is_not_a_run(run, tmp_path, capsys):
-    (tmp_path / "config.json").write_text('{"script": "no_such_script"}')
+    (tmp_path / "config.json").write_text('{"script": "no_such_script"}', encoding="utf-8")
     elsewhere = evaluate.Args(str(tmp_path))
     assert "not a run" in refused(lambda: evaluate.main(evaluate.Args("nothing")), capsys)
     assert "no_such_script.py" in refused(lambda: evaluate.main(elsewhere), capsys)
@@ -208,7 +208,7 @@ def test_nan_stops_training_and_keeps_the_last_checkpoint(script, where, tmp_pat
     checkpoint = script.load_checkpoint(run_dir)
     assert checkpoint["progress"][0] == 2  # the third iteration saw it
     assert all(x.isfinite().all() for x in checkpoint["policy"].values())
-    assert len((run_dir / "metrics.csv").read_text().splitlines()) == 3
+    assert len((run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines()) == 3
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -218,7 +218,7 @@ def test_a_signal_saves_and_stops(signum, code, tmp_path):
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     metrics = tmp_path / "run" / "metrics.csv"
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+    while not (metrics.exists() and len(metrics.read_text(encoding="utf-8").splitlines()) > 2):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signum)
@@ -226,7 +226,7 @@ def test_a_signal_saves_and_stops(signum, code, tmp_path):
     assert process.returncode == code
     assert "Traceback" not in err
     assert "run: run\n" in out
-    last = metrics.read_text().splitlines()[-1].split(",")
+    last = metrics.read_text(encoding="utf-8").splitlines()[-1].split(",")
     assert ppo.load_checkpoint(tmp_path / "run")["progress"][:2] == (int(last[0]), int(last[1]))
 
 

@@ -22,7 +22,7 @@ OFTEN = SIZES | dict(checkpoint_interval=1e-9)
 
 def check_metrics(run_dir):
     """No torn line, no gap, no step twice. Returns the last iteration."""
-    text = (run_dir / "metrics.csv").read_text()
+    text = (run_dir / "metrics.csv").read_text(encoding="utf-8")
     assert text.endswith("\n") or not text
     lines = list(csv.reader(text.splitlines()))
     assert {len(line) for line in lines} <= {len(lines[0]) if lines else 0}
@@ -130,7 +130,7 @@ def test_a_disk_that_gets_full_amid_a_checkpoint(run, tmp_path):
     process.start()
     process.join()
     assert process.exitcode == 1
-    assert "File too large" in (tmp_path / "stderr").read_text()
+    assert "File too large" in (tmp_path / "stderr").read_text(encoding="utf-8")
     assert 0 < (run / "checkpoint.tmp").stat().st_size < len(before)
     assert (run / "checkpoint.pt").read_bytes() == before
     assert resume(run, total_steps=1000) == 0
@@ -138,7 +138,10 @@ def test_a_disk_that_gets_full_amid_a_checkpoint(run, tmp_path):
 
 
 def resume_with_little_space(run_dir, size, stderr):
-    sys.stdout, sys.stderr = open(os.devnull, "w"), open(stderr, "w", buffering=1)
+    sys.stdout, sys.stderr = (
+        open(os.devnull, "w", encoding="utf-8"),
+        open(stderr, "w", encoding="utf-8", buffering=1),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     sys.exit(command_line("ppo", "--resume", run_dir, "--total-steps", 1000))
 
@@ -146,7 +149,7 @@ def resume_with_little_space(run_dir, size, stderr):
 def test_a_shorter_or_missing_csv_gets_no_hole(run):
     (run / "metrics.csv").unlink()
     resume(run, total_steps=300)
-    lines = (run / "metrics.csv").read_text().splitlines()
+    lines = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("iteration,step,")
     assert lines[1].startswith("3,")
     assert len(lines) == 2
@@ -158,14 +161,16 @@ def test_a_name_that_is_taken_in_the_last_instant(tmp_path, monkeypatch):
     def outrun(self, *args, **kwargs):
         if self.name.startswith("run") and len(taken) < 2:  # by somebody else
             mkdir(self)
-            (self / "metrics.csv").write_text("theirs")
+            (self / "metrics.csv").write_text("theirs", encoding="utf-8")
             taken.append(self.name)
         return mkdir(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", outrun)
     ppo.main(ppo.Args(total_steps=100, run_dir=str(tmp_path / "run"), **SIZES))
     assert taken == ["run", "run-2"]
-    assert all((tmp_path / name / "metrics.csv").read_text() == "theirs" for name in taken)
+    assert all(
+        (tmp_path / name / "metrics.csv").read_text(encoding="utf-8") == "theirs" for name in taken
+    )
     check_metrics(tmp_path / "run-3")
 
 

@@ -60,7 +60,7 @@ def arguments(script, **options):
 
 
 def metrics(run_dir):
-    rows = list(csv.DictReader(open(run_dir / "metrics.csv")))
+    rows = list(csv.DictReader(open(run_dir / "metrics.csv", encoding="utf-8")))
     return [
         {k: float(v or "nan") for k, v in row.items() if k not in ("seconds", "steps_per_second")}
         for row in rows

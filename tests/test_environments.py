@@ -63,7 +63,7 @@ def test_environment(name, script, tmp_path, capsys):
     options = {key: value for key, value in SMALL.items() if key in names} | ENVIRONMENTS[name]
     args = module.Args(env_id=name.split()[0], run_dir=str(run), **options)
     assert module.main(args) == 0
-    with open(run / "metrics.csv", newline="") as file:
+    with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) >= 3
     for row in rows:
@@ -109,7 +109,7 @@ def test_signs_of_atari_rewards_are_learned_from_and_raw_ones_reported(tmp_path,
     options = dict(env_id="ALE/Paying-v0", vectorization_mode="sync", run_dir=str(tmp_path / "run"))
     ppo.main(ppo.Args(**(SMALL | options | dict(total_steps=10))))
     assert seen == [[1, -1, 0]]
-    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+    with open(tmp_path / "run" / "metrics.csv", encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["return_min"], row["return_max"]) == ("-2", "-2")
     for network in ("policy", "value"):  # images go through convolutions

@@ -99,7 +99,7 @@ def test_each_evaluation_adds_a_line_to_the_output(run, tmp_path, capsys):
     output = tmp_path / "evaluated.csv"
     evaluate.main(evaluate.Args(run, episodes=4, mode=True, output=str(output)))
     evaluate.main(evaluate.Args(run, episodes=2, mode=True, output=str(output)))
-    with open(output, newline="") as file:
+    with open(output, encoding="utf-8", newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["env_id"], first["script"], first["seed"]) == ("Known-v0", "ppo", "1")
     assert (first["step"], first["episodes"], first["actions"]) == (second["step"], "4", "mode")

@@ -131,7 +131,7 @@ def test_command_lines(saved, script, chosen):
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(saved, folder, dirs_exist_ok=True)
-        Path(folder, "file").write_text("not a folder")
+        Path(folder, "file").write_text("not a folder", encoding="utf-8")
         Path(folder, "taken").mkdir()
         there = set(Path(folder).rglob("*"))
         contents = {path: path.read_bytes() for path in there if path.is_file()}
@@ -204,9 +204,9 @@ def test_edits_of_config_json(saved, content, at_once):
     """The tools say that it is no run of theirs; the checkpoint does not need the file."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(shutil.copytree(saved / "saved", Path(folder, "run")))
-        config = json.loads((run / "config.json").read_text())
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
         edited = json.dumps(config | {"script": content}) if at_once else content
-        (run / "config.json").write_text(edited)
+        (run / "config.json").write_text(edited, encoding="utf-8")
         for tool, args in [
             (evaluate.main, evaluate.Args(str(run), episodes=1)),
             (plot.main, plot.Args([str(run)], str(run / "plot.png"))),
@@ -215,4 +215,4 @@ def test_edits_of_config_json(saved, content, at_once):
             assert (code, out.strip() != "") in [(0, True), (2, True)]
             assert "Traceback" not in out
         assert said(command_line, "ppo", "--resume", run, "--total-steps", 40)[0] == 0
-        assert json.loads((run / "config.json").read_text())["script"] == "ppo"
+        assert json.loads((run / "config.json").read_text(encoding="utf-8"))["script"] == "ppo"

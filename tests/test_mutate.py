@@ -5,14 +5,14 @@ import pytest
 from tools import mutate
 from tools.mutate import Mutant
 
-MUTANTS = mutate.read_mutants((mutate.ROOT / "tools" / "mutants.txt").read_text())
+MUTANTS = mutate.read_mutants((mutate.ROOT / "tools" / "mutants.txt").read_text(encoding="utf-8"))
 
 
 def test_there_are_enough_faults_and_each_fits_where_it_should():
     assert len(MUTANTS) == len(set(MUTANTS)) >= 400
     for mutant in MUTANTS:
         for path, source in mutate.apply(mutant, mutate.ROOT).items():
-            before, after = path.read_text().split("\n"), source.split("\n")
+            before, after = path.read_text(encoding="utf-8").split("\n"), source.split("\n")
             changed = [i for i, (one, other) in enumerate(zip(before, after)) if one != other]
             assert len(before) == len(after)
             assert len(changed) == 1
@@ -31,7 +31,7 @@ def test_apply(tmp_path):
     parts = ["x = 1\n", "# --- algorithm\nx = 1\n", "# --- shared\nx = 1\nx = 22\n"]
     parts += ["# --- the run\nx = 1\n"]
     for name in mutate.SCRIPTS:
-        (tmp_path / name).write_text("".join(parts))
+        (tmp_path / name).write_text("".join(parts), encoding="utf-8")
     places = ["options", "trpo.py", "shared", "run"]  # in their order in a script
     for i, place in enumerate(places):
         files = mutate.apply(Mutant(place, "x = 1", "x = 3", ""), tmp_path)
@@ -39,7 +39,7 @@ def test_apply(tmp_path):
         assert [path.name for path in files] == names
         changed = [*parts[:i], parts[i].replace("x = 1", "x = 3"), *parts[i + 1 :]]
         assert set(files.values()) == {"".join(changed)}
-    (tmp_path / "common.py").write_text("y = 1\n")
+    (tmp_path / "common.py").write_text("y = 1\n", encoding="utf-8")
     (whole,) = mutate.apply(Mutant("common.py", "y", "z", ""), tmp_path).values()
     assert whole == "z = 1\n"
     for old, new in [("y", "z"), ("x = ", "y = "), ("x = 22", "x =")]:  # absent, twice, no Python

@@ -14,9 +14,11 @@ FAILS = "<!-- python -m tools.plot nothing --table -->"
 def test_a_table_is_replaced_and_the_rest_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     page = tmp_path / "page.md"
-    page.write_text(f"Before\n\n{COMMAND}\n\n| old |\n| --- |\n\nAfter | this\n\n| other |\n")
+    page.write_text(
+        f"Before\n\n{COMMAND}\n\n| old |\n| --- |\n\nAfter | this\n\n| other |\n", encoding="utf-8"
+    )
     pages.main(pages.Args([str(page)]))
-    first = page.read_text()
+    first = page.read_text(encoding="utf-8")
     head, table = first.split(COMMAND)
     lines = table.split("\n\nAfter | this\n\n| other |\n")[0].strip().splitlines()
     assert head == "Before\n\n"
@@ -24,27 +26,27 @@ def test_a_table_is_replaced_and_the_rest_is_kept(tmp_path, monkeypatch):
     assert lines[2].startswith("| CartPole-v1 | 200,000 | 500 (")
     assert len(lines) == 3
     pages.main(pages.Args([str(page)]))
-    assert page.read_text() == first
+    assert page.read_text(encoding="utf-8") == first
 
 
 def test_a_table_that_is_not_there_yet_is_put_in(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     page = tmp_path / "page.md"
-    page.write_text(f"{COMMAND}\n\nAfter\n")
+    page.write_text(f"{COMMAND}\n\nAfter\n", encoding="utf-8")
     pages.main(pages.Args([str(page)]))
-    assert page.read_text().count("\n|") == 3
-    assert page.read_text().endswith("|\n\nAfter\n")
+    assert page.read_text(encoding="utf-8").count("\n|") == 3
+    assert page.read_text(encoding="utf-8").endswith("|\n\nAfter\n")
 
 
 def test_a_command_that_fails_leaves_the_page_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     page = tmp_path / "page.md"
-    page.write_text(text := f"{FAILS}\n\n| old |\n")
+    page.write_text(text := f"{FAILS}\n\n| old |\n", encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
         pages.main(pages.Args([str(page)]))
     assert stop.value.code == 1
     assert "no run with a finished episode" in capsys.readouterr().err
-    assert page.read_text() == text
+    assert page.read_text(encoding="utf-8") == text
 
 
 def test_no_such_page(capsys):
@@ -56,4 +58,4 @@ def test_no_such_page(capsys):
 
 @pytest.mark.parametrize("page", pages.PAGES)
 def test_the_pages_have_tables_to_write(page):
-    assert pages.TABLE.search((ROOT / page).read_text())
+    assert pages.TABLE.search((ROOT / page).read_text(encoding="utf-8"))

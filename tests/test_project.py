@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def pins(text):
@@ -22,13 +22,13 @@ def test_pins_by_hand():
 
 
 def test_the_dependencies_are_the_requirements():
-    wanted = pins((ROOT / "requirements.txt").read_text())
+    wanted = pins((ROOT / "requirements.txt").read_text(encoding="utf-8"))
     assert len(wanted) == 4
     assert PYPROJECT["project"]["dependencies"] == wanted
 
 
 def test_the_groups_are_the_requirements_for_development():
-    text = (ROOT / "requirements-dev.txt").read_text()
+    text = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8")
     assert "-r requirements.txt" in text.splitlines()
     groups = PYPROJECT["dependency-groups"]
     assert list(groups) == ["tests", "tools", "environments"]
@@ -37,13 +37,13 @@ def test_the_groups_are_the_requirements_for_development():
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
 def test_every_requirement_is_one_exact_version(name):
-    for pin in pins((ROOT / name).read_text()):
+    for pin in pins((ROOT / name).read_text(encoding="utf-8")):
         assert re.fullmatch(r"[a-z0-9-]+==[0-9.]+", pin)
 
 
 def test_the_minimum_of_python_is_that_of_the_readme_and_of_ruff():
     assert PYPROJECT["project"]["requires-python"] == ">=3.11"
-    assert "Python 3.11" in (ROOT / "README.md").read_text()
+    assert "Python 3.11" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert PYPROJECT["tool"]["ruff"]["target-version"] == "py311"
 
 

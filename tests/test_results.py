@@ -16,9 +16,9 @@ from tools import plot, sweep
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 PAGES = {
-    "benchmark": (ROOT / "README.md").read_text(),
-    "others": (RESULTS / "README.md").read_text(),
-    "weightings": (ROOT / "docs" / "why_the_ratio.md").read_text(),
+    "benchmark": (ROOT / "README.md").read_text(encoding="utf-8"),
+    "others": (RESULTS / "README.md").read_text(encoding="utf-8"),
+    "weightings": (ROOT / "docs" / "why_the_ratio.md").read_text(encoding="utf-8"),
 }
 RUNS = {name: plot.read_runs([str(RESULTS / name)], "return_last100") for name in PAGES}
 FREE = {"seed", "run_dir", "resume"}  # options in which runs of one command may differ
@@ -26,7 +26,7 @@ FREE = {"seed", "run_dir", "resume"}  # options in which runs of one command may
 
 def ledger(suite):
     path = RESULTS / suite / "runs.csv"
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         return {row["command"]: row for row in csv.DictReader(file)}
 
 
@@ -51,7 +51,9 @@ def test_ledger_is_of_the_curves(suite):
     curves = {path.parent for path in (RESULTS / suite).rglob("metrics.csv")}
     assert curves == {RESULTS / suite / runs[command].place for command in rows}
     for command, row in rows.items():
-        with open(RESULTS / suite / runs[command].place / "metrics.csv", newline="") as file:
+        with open(
+            RESULTS / suite / runs[command].place / "metrics.csv", encoding="utf-8", newline=""
+        ) as file:
             curve = list(csv.DictReader(file))
         assert row["step"] == curve[-1]["step"]
         assert row["return_last100"] == curve[-1]["return_last100"]
@@ -65,7 +67,9 @@ def test_runs_are_of_their_commands(suite):
     for command, run in expected_runs(suite).items():
         if command not in ledger(suite):
             continue
-        config = json.loads((RESULTS / suite / run.place / "config.json").read_text())
+        config = json.loads(
+            (RESULTS / suite / run.place / "config.json").read_text(encoding="utf-8")
+        )
         _, script, *options = shlex.split(command)
         args = tyro.cli(importlib.import_module(script.removesuffix(".py")).Args, args=options)
         expected = json.loads(json.dumps(dataclasses.asdict(args)))

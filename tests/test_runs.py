@@ -49,7 +49,7 @@ def resume(script, old_run, **options):
 
 
 def read(run_dir):
-    with open(run_dir / "metrics.csv", newline="") as file:
+    with open(run_dir / "metrics.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -81,7 +81,7 @@ def test_a_run_on_disk(script, tmp_path):
     assert {first[name] for name in COLUMNS[3:8]} == {""}
     assert 0 < float(first["ess"]) <= 1 + 1e-6
     assert float(first["kl"]) > 0
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
     assert (config["script"], config["args"]["env_id"]) == (script, "Acrobot-v1")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoint.pt",
@@ -148,7 +148,7 @@ def test_resume(script, tmp_path):
     run = tmp_path / "run"
     train(script, run, total_steps=1000)
     before = read(run)
-    with open(run / "metrics.csv", "a") as file:
+    with open(run / "metrics.csv", "a", encoding="utf-8") as file:
         file.write("9,99999,a row that no checkpoint knows of\n99,9")
     copy = shutil.copytree(run, tmp_path / "copy")
     for run_dir in (run, copy):
@@ -288,8 +288,10 @@ def test_plot(tmp_path):
 @pytest.mark.parametrize("name", [r"$\nonsense$", "", 5])
 def test_a_plot_takes_any_name_as_it_is(name, tmp_path):
     train("ppo", tmp_path / "run", total_steps=500)
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"script": name}))
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "run" / "config.json").write_text(
+        json.dumps(config | {"script": name}), encoding="utf-8"
+    )
     plot.main(plot.Args([str(tmp_path)], str(tmp_path / "curves.png")))
     assert (tmp_path / "curves.png").exists()
 
@@ -321,8 +323,10 @@ def test_plots_take_the_longest_of_the_runs_of_a_seed(tmp_path, capsys):
     train("ppo", tmp_path / "seed1", total_steps=800)
     for name in ("seed1-2", "seed1-3"):
         shutil.copytree(tmp_path / "seed1", tmp_path / name)
-    rows = (tmp_path / "seed1" / "metrics.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "seed1" / "metrics.csv").write_text("".join(rows[:-2]))
+    rows = (
+        (tmp_path / "seed1" / "metrics.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    )
+    (tmp_path / "seed1" / "metrics.csv").write_text("".join(rows[:-2]), encoding="utf-8")
     ((run,),) = plot.read_runs([str(tmp_path)], "return_last100")["CartPole-v1"].values()
     assert len(run) == len(rows) - 1
     out = capsys.readouterr().out
@@ -333,18 +337,18 @@ def test_plots_take_the_longest_of_the_runs_of_a_seed(tmp_path, capsys):
 def test_plots_keep_apart_what_makes_another_batch_or_environment(tmp_path):
     """Workers, which are in config.json but no option, and the form of the environment."""
     train("ppo", tmp_path / "alone", total_steps=300)
-    config = json.loads((tmp_path / "alone" / "config.json").read_text())
+    config = json.loads((tmp_path / "alone" / "config.json").read_text(encoding="utf-8"))
     assert config["workers"] == 1
     for name, change in [("many", dict(workers=4)), ("old", {})]:
         shutil.copytree(tmp_path / "alone", tmp_path / name)
-        (tmp_path / name / "config.json").write_text(json.dumps(config | change))
+        (tmp_path / name / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
     del config["workers"]  # as in runs of before it was kept
     config["args"]["seed"] = 2
-    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     runs = plot.read_runs([str(tmp_path)], "return_last100")["CartPole-v1"]
     assert {k: len(x) for k, x in runs.items()} == {"ppo --workers 1": 2, "ppo --workers 4": 1}
     config["args"]["vectorization_mode"] = "async"
-    (tmp_path / "many" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "many" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     runs = plot.read_runs([str(tmp_path)], "return_last100")["CartPole-v1"]
     assert len(runs) == 2
 

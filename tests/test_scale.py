@@ -46,7 +46,7 @@ def test_tables():
 
 
 def test_the_tables_of_the_page_are_those_of_the_measurements():
-    with open(ROOT / "docs" / "scale.csv", newline="") as file:
+    with open(ROOT / "docs" / "scale.csv", encoding="utf-8", newline="") as file:
         tables = scale.tables(list(csv.DictReader(file)))
-    page = (ROOT / "docs" / "scale.md").read_text()
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     assert tables in page

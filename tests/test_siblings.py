@@ -8,14 +8,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["vanilla_pg", "is_pg", "trpo", "ppo"]
-SOURCES = {script: (ROOT / f"{script}.py").read_text() for script in SCRIPTS}
+SOURCES = {script: (ROOT / f"{script}.py").read_text(encoding="utf-8") for script in SCRIPTS}
 
 
 RUN = "# --- the run"
 PYTHON = sorted(
     path for folder in (".", "common", "tools", "tests") for path in (ROOT / folder).glob("*.py")
 )
-PATHS = {str(path.relative_to(ROOT)): path.read_text() for path in PYTHON}
+PATHS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PYTHON}
 
 
 # The aim is 400, and 440 for trpo: what that would take is in docs/details.md
@@ -33,7 +33,10 @@ def test_what_is_above_the_run_fits_on_a_few_screens():
 
 
 def test_length_of_common():
-    assert sum(len(path.read_text().splitlines()) for path in ROOT.glob("common/*.py")) <= 320
+    assert (
+        sum(len(path.read_text(encoding="utf-8").splitlines()) for path in ROOT.glob("common/*.py"))
+        <= 320
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -110,7 +113,7 @@ def test_below_the_run_all_are_the_same(script):
 
 def test_readme_shows_the_real_diff():
     """Line by line as it is; what is left out has a mark in its place."""
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme.split("```diff\n")[1].split("```")[0].splitlines()
     files = [SOURCES[name].splitlines() for name in ("is_pg", "ppo")]
     real = list(difflib.unified_diff(*files, n=1000, lineterm=""))

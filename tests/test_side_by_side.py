@@ -17,7 +17,7 @@ from tools import side_by_side
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["vanilla_pg", "is_pg", "trpo", "ppo"]
-TEXTS = [(ROOT / f"{name}.py").read_text() for name in NAMES]
+TEXTS = [(ROOT / f"{name}.py").read_text(encoding="utf-8") for name in NAMES]
 FILES = [text.splitlines() for text in TEXTS]
 SETS = [some for size in (2, 3, 4) for some in itertools.combinations(NAMES, size)]
 MIDDLE = [f"line_{i} = {i}" for i in range(10)]
@@ -302,7 +302,7 @@ def test_all_text_is_escaped():
 def test_files_of_ones_own(tmp_path, capsys):
     for folder, line in (("one", "x = 1"), ("other", "x = 2")):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "mine.py").write_text(line + "\n")
+        (tmp_path / folder / "mine.py").write_text(line + "\n", encoding="utf-8")
     paths = tuple(str(tmp_path / folder / "mine.py") for folder in ("one", "other"))
     output = str(tmp_path / "page.html")
     side_by_side.main(side_by_side.Args(paths, output))
@@ -336,7 +336,7 @@ def test_bad_input(arguments, sentence, tmp_path, monkeypatch, capsys):
     (tmp_path / "docs").mkdir()
     (tmp_path / "latin1.py").write_bytes("x = 'é'".encode("latin1"))
     for name, text in zip(NAMES, TEXTS):
-        (tmp_path / f"{name}.py").write_text(text)
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
     before = set(tmp_path.rglob("*"))
     options = ["--output", str(tmp_path / "page.html"), *arguments]
     with pytest.raises(SystemExit) as stop:

@@ -24,7 +24,7 @@ from tools import single_file
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["vanilla_pg", "is_pg", "trpo", "ppo"]
-SOURCES = {script: (ROOT / f"{script}.py").read_text() for script in SCRIPTS}
+SOURCES = {script: (ROOT / f"{script}.py").read_text(encoding="utf-8") for script in SCRIPTS}
 RESULTS = {script: single_file.single_file(ROOT / f"{script}.py") for script in SCRIPTS}
 SMALL = dict(num_envs=4, num_steps=64, minibatch_size=64, total_steps=600)
 ENVS = ["CartPole-v1", "Pendulum-v1"]
@@ -52,7 +52,9 @@ for sys.argv in commands:
 
 def modules_of_other_packages():
     """What could be imported here, and not where requirements.txt alone is installed."""
-    packages = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.M)
+    packages = re.findall(
+        r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M
+    )
     assert len(packages) == 4
     for package in packages:  # it grows
         try:
@@ -80,7 +82,7 @@ def options_of(env_id, run_dir):
 
 def outcome(run_dir):
     """The metrics without the time columns; weights, statistics and optimizers, as bytes."""
-    with open(run_dir / "metrics.csv", newline="") as file:
+    with open(run_dir / "metrics.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         del row["seconds"], row["steps_per_second"]
@@ -109,7 +111,7 @@ def original(script, env_id, run_dir):
 def test_one_file_alone_runs_as_the_script_does(script, tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
-    (folder / f"my_{script}.py").write_text(RESULTS[script])
+    (folder / f"my_{script}.py").write_text(RESULTS[script], encoding="utf-8")
     commands = [[f"my_{script}.py", *options_of(env_id, env_id)] for env_id in ENVS]
     done = run_isolated(folder, *commands)
     assert done.returncode == 0, done.stderr
@@ -135,7 +137,7 @@ def test_a_script_beside_common_runs_as_here(tmp_path):
 
 @pytest.mark.parametrize("module", ["common.networks", "ppo", "scipy", "matplotlib", "pytest"])
 def test_what_isolated_runs_cannot_import(module, tmp_path):
-    (tmp_path / "script.py").write_text(f"import json, numpy\nimport {module}\n")
+    (tmp_path / "script.py").write_text(f"import json, numpy\nimport {module}\n", encoding="utf-8")
     done = run_isolated(tmp_path, ["script.py"])
     assert f"No module named '{module.split('.')[0]}'" in done.stderr
 
@@ -143,7 +145,7 @@ def test_what_isolated_runs_cannot_import(module, tmp_path):
 def written(folder, text, name="variant.py"):
     path = folder / name
     path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -183,7 +185,9 @@ def test_a_file_is_the_script_with_the_definitions_of_common(script):
     assert ast.get_docstring(ast.parse(text)) == ast.get_docstring(ast.parse(source))
     theirs, own = sections(text), sections(source)
     # The script, unchanged but for imports and for names in quotes until they are defined
-    files = {f"# --- {path.stem}": path.read_text() for path in ROOT.glob("common/*.py")}
+    files = {
+        f"# --- {path.stem}": path.read_text(encoding="utf-8") for path in ROOT.glob("common/*.py")
+    }
     names = defined(ast.parse("".join(theirs.get(x, "") for x in files)).body)
     assert below_imports(theirs.pop("")) == below_imports(own.pop(""))
     for heading, lines in own.items():
@@ -484,7 +488,9 @@ def test_exactly_what_is_used(text, names, folder):
 def test_a_script_elsewhere_takes_the_common_of_the_repository(tmp_path):
     result = single_file.single_file(written(tmp_path, VALUE))
     (value,) = (x for x in ast.parse(result).body if getattr(x, "name", "") == "Value")
-    assert ast.unparse(value) in ast.unparse(ast.parse((ROOT / "common/networks.py").read_text()))
+    assert ast.unparse(value) in ast.unparse(
+        ast.parse((ROOT / "common/networks.py").read_text(encoding="utf-8"))
+    )
 
 
 TYPED = '''"""The anatomy of the four scripts."""
@@ -693,7 +699,7 @@ def metadata_of(text):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_file_says_what_it_needs(script):
-    requirements = (ROOT / "requirements.txt").read_text().split()
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
     expected = {"requires-python": ">=3.11", "dependencies": sorted(requirements)}
     assert metadata_of(RESULTS[script]) == expected
     assert RESULTS[script].startswith("# /// script\n")

@@ -100,7 +100,7 @@ def test_a_run_is_timed_in_parts():
 
 @pytest.mark.slow
 def test_a_copy_is_what_runs(tmp_path):
-    (tmp_path / "ppo.py").write_text("raise RuntimeError('here is the copy')")
+    (tmp_path / "ppo.py").write_text("raise RuntimeError('here is the copy')", encoding="utf-8")
     with pytest.raises(RuntimeError, match="here is the copy"):
         speed.in_a_new_process("peer", "ppo", {}, 100, str(tmp_path))
 
@@ -116,23 +116,23 @@ def test_a_copy_is_what_runs(tmp_path):
 )
 def test_bad_input_loses_no_file(options, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "speed.csv").write_text("of yesterday")
+    (tmp_path / "speed.csv").write_text("of yesterday", encoding="utf-8")
     with pytest.raises(SystemExit, match="2"):
         speed.main(speed.Args(**options))
     assert sentence in capsys.readouterr().err
-    assert (tmp_path / "speed.csv").read_text() == "of yesterday"
+    assert (tmp_path / "speed.csv").read_text(encoding="utf-8") == "of yesterday"
 
 
 def committed(name):
     """{(script, setting): rows} of a file of runs."""
     groups = defaultdict(list)
-    for row in csv.DictReader(open(ROOT / "docs" / name)):
+    for row in csv.DictReader(open(ROOT / "docs" / name, encoding="utf-8")):
         groups[row["script"], row["setting"]].append(row)
     return groups
 
 
 def test_table_in_docs():
-    text = (ROOT / "docs" / "speed.md").read_text()
+    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     groups = committed("speed.csv")
     assert [(script, name) for script, name, *_ in speed.SETTINGS] == list(groups)
     for rows in groups.values():
@@ -141,8 +141,8 @@ def test_table_in_docs():
 
 
 def test_times_to_solve_in_docs():
-    text, groups = (ROOT / "docs" / "speed.md").read_text(), defaultdict(list)
-    for row in csv.DictReader(open(ROOT / "docs" / "speed_solve.csv")):
+    text, groups = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8"), defaultdict(list)
+    for row in csv.DictReader(open(ROOT / "docs" / "speed_solve.csv", encoding="utf-8")):
         groups[row["script"]].append(row)
     for script, rows in groups.items():
         assert f"{script}.py reaches 475 on CartPole-v1 {speed.solved_in(rows)}" in text
@@ -150,7 +150,7 @@ def test_times_to_solve_in_docs():
 
 def test_table_in_readme():
     """Its columns are settings: the ratio of medians of ours to each other."""
-    section = (ROOT / "README.md").read_text().split("## How fast")[1]
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## How fast")[1]
     header, *lines = re.findall(r"^\| (.*) \|$", section, re.MULTILINE)[:5]
     settings = [cell.strip() for cell in header.split("|")[1:]]
     groups, shown = committed("speed.csv"), 0

@@ -27,7 +27,7 @@ def run_sweep(folder, *options):
 
 
 def ledger(folder, name="sweep"):
-    with open(folder / "results" / name / "runs.csv", newline="") as file:
+    with open(folder / "results" / name / "runs.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -78,14 +78,14 @@ def test_the_commit_is_that_of_the_scripts(tmp_path, monkeypatch):
     git("init")
     (tmp_path / "common").mkdir()
     for name in ("ppo.py", "common/networks.py", "README.md"):
-        (tmp_path / name).write_text("1\n")
+        (tmp_path / name).write_text("1\n", encoding="utf-8")
     git("add", ".")
     git("commit", "-m", "1")
     expected = f"commit {git('rev-parse', '--short', 'HEAD')}"
     assert len(expected) >= 14
-    (tmp_path / "README.md").write_text("2\n")
+    (tmp_path / "README.md").write_text("2\n", encoding="utf-8")
     assert sweep.commit() == expected
-    (tmp_path / "common/networks.py").write_text("2\n")
+    (tmp_path / "common/networks.py").write_text("2\n", encoding="utf-8")
     assert sweep.commit() == f"{expected}+"
     monkeypatch.setenv("PATH", "")
     assert sweep.commit() == ""  # no git
@@ -104,7 +104,9 @@ def test_a_sweep_and_its_second_half(tmp_path):
     rows = ledger(tmp_path)
     assert len(rows) == len({row["command"] for row in rows}) == 4
     (row,) = (r for r in rows if "ppo" in r["command"] and r["command"].endswith("--seed 1"))
-    with open(tmp_path / "runs/sweep/CartPole-v1/ppo-clip-eps-0.1/seed1/metrics.csv") as file:
+    with open(
+        tmp_path / "runs/sweep/CartPole-v1/ppo-clip-eps-0.1/seed1/metrics.csv", encoding="utf-8"
+    ) as file:
         whole = list(csv.DictReader(file))
     assert row["exit_code"] == "0"
     assert row["step"] == whole[-1]["step"]
@@ -112,7 +114,7 @@ def test_a_sweep_and_its_second_half(tmp_path):
     assert int(row["episodes"]) == sum(int(r["episodes"]) for r in whole)
     for version in (f"python {sys.version.split()[0]}", "torch 2", sweep.commit()):
         assert version in row["versions"]
-    config = json.loads((curve / "config.json").read_text())
+    config = json.loads((curve / "config.json").read_text(encoding="utf-8"))
     assert (config["script"], config["args"]["clip_eps"]) == ("ppo", 0.1)
     # The command of the ledger, run by hand, gives the curve that was kept
     command = [sys.executable, *shlex.split(row["command"])[1:], "--run-dir", tmp_path / "again"]
@@ -125,12 +127,12 @@ def test_a_sweep_and_its_second_half(tmp_path):
 
 def test_long_curves_keep_every_kth_row_and_all_episodes(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "MOST_ROWS", 3)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     rows = [f"{10 * i},{i},x,{i}.5,{i}" for i in range(1, 9)]  # three to one, the last is kept
     header = "step,episodes,other,return_last100,seconds"
-    (tmp_path / "metrics.csv").write_text("\n".join([header, *rows]) + "\n")
+    (tmp_path / "metrics.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     last = sweep.keep(tmp_path, tmp_path / "kept")
-    assert (tmp_path / "kept" / "metrics.csv").read_text() == (
+    assert (tmp_path / "kept" / "metrics.csv").read_text(encoding="utf-8") == (
         "step,episodes,return_last100\n20,3,2.5\n50,12,5.5\n80,21,8.5\n"
     )
     assert last == dict(step="80", return_last100="8.5", seconds="8", episodes=36)
@@ -162,7 +164,9 @@ def test_an_interrupted_run_starts_anew(tmp_path):
     assert "the same command goes on" in out
     assert not (tmp_path / "results/sweep/runs.csv").exists()
     assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
-    steps = [int(line.split(",")[1]) for line in metrics.read_text().splitlines()[1:]]
+    steps = [
+        int(line.split(",")[1]) for line in metrics.read_text(encoding="utf-8").splitlines()[1:]
+    ]
     assert len(steps) == len(set(steps)) == 10
     assert [row["exit_code"] for row in ledger(tmp_path)] == ["0"]
 
@@ -185,9 +189,9 @@ def test_a_run_that_fails_is_said_and_tried_again(tmp_path):
 def test_a_divergence_is_a_result_and_a_full_disk_is_not(words, count, tmp_path, monkeypatch):
     def train(run, runs, children):
         (runs / run.place).mkdir(parents=True)
-        (runs / run.place / "config.json").write_text("{}")
+        (runs / run.place / "config.json").write_text("{}", encoding="utf-8")
         header = "step,episodes,return_last100,seconds"
-        (runs / run.place / "metrics.csv").write_text(f"{header}\n8,1,2.5,1\n")
+        (runs / run.place / "metrics.csv").write_text(f"{header}\n8,1,2.5,1\n", encoding="utf-8")
         return 1, words
 
     monkeypatch.setattr(sweep, "train", train)

@@ -86,7 +86,7 @@ def test_columns(watched, tmp_path):
     # Large steps, so that what is mirrored or upside down is far off; nothing else moves a policy
     options = dict(policy_lr=0.02, normalize_obs=False, total_steps=8000, env_id="Noise-v0")
     ppo.main(ppo.Args(run_dir=str(tmp_path / "run"), **SIZES, **options))
-    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+    with open(tmp_path / "run" / "metrics.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     recent, step = [], 0
     for row, before, after in zip(rows, watched, watched[1:]):
@@ -278,7 +278,7 @@ def test_progress_and_event_files(tmp_path, capsys, monkeypatch):
     options = dict(env_id="Pendulum-v1", total_steps=256, tensorboard=True)
     ppo.main(ppo.Args(run_dir=str(run), **sizes, **options))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
-    with open(run / "metrics.csv", newline="") as file:
+    with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["64", "128", "192", "256"]
     for line, row in zip(lines, rows, strict=True):

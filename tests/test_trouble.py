@@ -74,7 +74,7 @@ def check(run_dir, steps, may_be_infinite=False):
     checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
     tensors = [*checkpoint["policy"].values(), *checkpoint["value"].values()]
     assert all(x.isfinite().all() for x in tensors)
-    with open(run_dir / "metrics.csv", newline="") as file:
+    with open(run_dir / "metrics.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert int(rows[-1]["step"]) >= steps
     numbers = [float(x) for row in rows for x in row.values() if x]

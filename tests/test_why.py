@@ -18,7 +18,7 @@ import vanilla_pg
 from tools import exact, plot, why
 
 ROOT = Path(__file__).parents[1]
-DOCUMENT = (ROOT / "docs" / "why_the_ratio.md").read_text()
+DOCUMENT = (ROOT / "docs" / "why_the_ratio.md").read_text(encoding="utf-8")
 ARGS = why.Args(output=str(ROOT / "docs" / "why"), results=str(ROOT / "docs" / "results"))
 
 
@@ -36,7 +36,7 @@ def printed(figure):
 def test_tables_of_the_document(figure, monkeypatch):
     if figure == "reuse":  # medians; the intervals are the picture's
         monkeypatch.setattr(plot, "REPS", 10)
-    results = (ROOT / "docs/results/README.md").read_text()
+    results = (ROOT / "docs/results/README.md").read_text(encoding="utf-8")
     page = results if figure in ("published", "table1") else DOCUMENT
     table = printed(figure)
     assert len(table) > 3
@@ -44,8 +44,8 @@ def test_tables_of_the_document(figure, monkeypatch):
 
 
 def test_what_the_document_names_is_there():
-    tests = "".join(path.read_text() for path in ROOT.glob("tests/*.py"))
-    code = "".join(path.read_text() for path in ROOT.glob("*.py"))
+    tests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))
     names = set(re.findall(r"`(\w+)`", DOCUMENT))
     assert len(names) > 12
     for name in names - {"step", "trajectory"}:
@@ -276,9 +276,11 @@ def test_runs_that_are_not_there(figure, words, tmp_path, capsys):
     for suite in ("benchmark", "random", "reuse"):
         run = tmp_path / suite / "run"
         run.mkdir(parents=True)
-        (run / "metrics.csv").write_text("step,episodes,return_last100\n10,1,5\n20,1,6\n")
+        (run / "metrics.csv").write_text(
+            "step,episodes,return_last100\n10,1,5\n20,1,6\n", encoding="utf-8"
+        )
         (run / "config.json").write_text(
-            '{"script": "ppo", "args": {"env_id": "CartPole-v1", "policy_lr": 1}}'
+            '{"script": "ppo", "args": {"env_id": "CartPole-v1", "policy_lr": 1}}', encoding="utf-8"
         )
     with pytest.raises(SystemExit) as stop:
         why.MAKERS[figure](pyplot, why.Args(results=str(tmp_path)))

@@ -38,7 +38,7 @@ def arguments(script, name, run_dir, num_envs, **options):
 
 
 def read(run_dir):
-    with open(run_dir / "metrics.csv", newline="") as file:
+    with open(run_dir / "metrics.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -56,7 +56,9 @@ def test_workers_do_what_one_does_with_all_the_data(count, tmp_path):
         processes += worker.start_workers(folder, workers, runs)
     for process in processes:
         process.join()
-        assert process.exitcode == 0, [path.read_text() for path in tmp_path.glob("*/stderr-*")]
+        assert process.exitcode == 0, [
+            path.read_text(encoding="utf-8") for path in tmp_path.glob("*/stderr-*")
+        ]
     for script, name in CASES[count]:
         alone, together = (tmp_path / str(k) / f"{script}-{name}" for k in (1, count))
         assert_same_runs(alone, together)
@@ -101,13 +103,18 @@ def test_workers_take_as_many_steps_each(tmp_path):
     ]
     for process in worker.start_workers(tmp_path, 2, runs):
         process.join()
-        assert process.exitcode == 0, [path.read_text() for path in tmp_path.glob("stderr-*")]
+        assert process.exitcode == 0, [
+            path.read_text(encoding="utf-8") for path in tmp_path.glob("stderr-*")
+        ]
     for name in cases:
         one, other = (torch.load(tmp_path / f"{name}-weights-{k}.pt") for k in (0, 1))
         rows = read(tmp_path / name)
         assert [int(row["iteration"]) for row in rows] == list(range(1, len(rows) + 1))
         assert len(one) >= 2
-        assert json.loads((tmp_path / name / "config.json").read_text())["workers"] == 2
+        assert (
+            json.loads((tmp_path / name / "config.json").read_text(encoding="utf-8"))["workers"]
+            == 2
+        )
         for step, same in zip(one, other, strict=True):
             assert all(torch.equal(x, y) for x, y in zip(step, same, strict=True))
     first, again = (tmp_path / f"{name}-weights-1.pt" for name in ("kl", "again"))

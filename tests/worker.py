@@ -87,9 +87,9 @@ def work(folder, rank, count, runs):
     """Take part in the runs of start_workers. What is said on stderr goes to a file."""
     torch.set_num_threads(1)
     os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
-    with open(folder / f"stderr-{rank}", "w") as file:
+    with open(folder / f"stderr-{rank}", "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 2)
-    sys.stdout = open(os.devnull, "w")
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")
     for port, script, arguments, options in runs:
         os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         weights = train(script, arguments, **options)

@@ -43,7 +43,7 @@ class Args:
 def load(run_dir):
     """The script module, the arguments and the checkpoint of a run."""
     try:
-        script = json.loads(Path(run_dir, "config.json").read_text())["script"]
+        script = json.loads(Path(run_dir, "config.json").read_text(encoding="utf-8"))["script"]
     except (OSError, ValueError, LookupError, TypeError):
         fail(f"{run_dir} is not a run: it has no config.json that names its script")
     scripts = [path.stem for path in Path(__file__).parents[1].glob("*.py")]
@@ -139,7 +139,7 @@ def set_up(script, trained, checkpoint, args):
 def append_row(path, row):
     """Add a line to a CSV file, and the header before it if the file is new."""
     try:
-        with open(path, "a", newline="") as file:
+        with open(path, "a", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, row)
             if file.tell() == 0:
                 writer.writeheader()

@@ -38,8 +38,8 @@ def main(args):
     for page in args.pages or PAGES:
         if not Path(page).is_file():
             fail(f"there is no page {page}: run it in the project's folder")
-        text, count = TABLE.subn(table, Path(page).read_text())
-        Path(page).write_text(text)
+        text, count = TABLE.subn(table, Path(page).read_text(encoding="utf-8"))
+        Path(page).write_text(text, encoding="utf-8")
         print(f"{page}: {count} tables")
 
 

@@ -69,7 +69,7 @@ def read_runs(run_dirs, column):
 def read_run(path, column):
     """The run that has this metrics.csv, or None if the column has no value yet."""
     try:
-        config = json.loads(path.with_name("config.json").read_text())
+        config = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
         script, options = str(config["script"]), config["args"]
         kwargs = options.get("env_kwargs", "{}")
         env = options["env_id"] + ("" if kwargs == "{}" else f" {kwargs}")

@@ -93,7 +93,7 @@ def message_times():
 
 def means_of_a_run(run_dir, counts):
     """Steps per second, and what an iteration takes, sends and waits."""
-    with open(Path(run_dir, "metrics.csv"), newline="") as file:
+    with open(Path(run_dir, "metrics.csv"), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     first, last, n = rows[0], rows[-1], len(rows)
     steps = float(last["step"]) - float(first["step"])
@@ -128,7 +128,7 @@ def work(task):
     script.main(script.Args(**task["options"]))
     if os.environ["RANK"] == "0":
         result = times | means_of_a_run(task["options"]["run_dir"], counts)
-        Path(task["result"]).write_text(json.dumps(result))
+        Path(task["result"]).write_text(json.dumps(result), encoding="utf-8")
 
 
 def measure(setting, count):
@@ -143,7 +143,7 @@ def measure(setting, count):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             fail(f"{setting} with {count} workers ended with {done.stderr.strip()[:1500]}")
-        row = json.loads(Path(folder, "result").read_text())
+        row = json.loads(Path(folder, "result").read_text(encoding="utf-8"))
     return dict(setting=setting, workers=count) | row
 
 
@@ -223,7 +223,7 @@ def slowdowns(one, two):
 
 
 def write(path, rows):
-    with open(path, "w", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

@@ -135,7 +135,9 @@ def run_ours(name, options, steps, started):
     watch = watch_script(script)
     with tempfile.TemporaryDirectory() as folder:
         script.main(script.Args(total_steps=steps, run_dir=f"{folder}/run", **options))
-        rows = np.genfromtxt(f"{folder}/run/metrics.csv", delimiter=",", names=True)
+        rows = np.genfromtxt(
+            f"{folder}/run/metrics.csv", delimiter=",", names=True, encoding="utf-8"
+        )
     result = watch.result(started)
     solved = (rows["episodes"].cumsum() >= 100) & (rows["return_last100"] >= 475)
     if solved[:-1].any():
@@ -252,7 +254,7 @@ RUNS = {"ours": run_ours, "peer": run_peer, "environment": run_environment}  # t
 
 
 def measure(what, *job):
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         return RUNS[what](*job)
 
 
@@ -406,7 +408,7 @@ def main(args):
 
     def write(row):  # only now, so that a file that is there survives bad input
         rows.append(row)
-        with open(args.output, "w", newline="") as file:
+        with open(args.output, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, ("script", "setting", "what", *UNITS))
             writer.writeheader()
             writer.writerows(rows)

@@ -173,11 +173,11 @@ def versions():
 
 def keep(run_dir, place):
     """Keep config.json and three metrics of a run. Returns what the run came to."""
-    with open(run_dir / "metrics.csv", newline="") as file:
+    with open(run_dir / "metrics.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     stride = math.ceil(len(rows) / MOST_ROWS)
     place.mkdir(parents=True, exist_ok=True)
-    with open(place / "metrics.csv", "w") as file:
+    with open(place / "metrics.csv", "w", encoding="utf-8") as file:
         file.write("step,episodes,return_last100\n")
         for end in range((len(rows) - 1) % stride, len(rows), stride):  # up to the last row
             merged = rows[max(end - stride + 1, 0) : end + 1]
@@ -214,7 +214,7 @@ def has_result(code, words, metrics):
 
 
 def append(ledger, row):
-    with open(ledger, "a", newline="") as file:
+    with open(ledger, "a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if file.tell() == 0:
             writer.writeheader()
@@ -225,7 +225,7 @@ def commands_of(ledger):
     """The commands of the runs that are done."""
     if not ledger.exists():
         return set()
-    with open(ledger, newline="") as file:
+    with open(ledger, encoding="utf-8", newline="") as file:
         return {row["command"] for row in csv.DictReader(file)}
 
 

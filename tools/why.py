@@ -191,7 +191,7 @@ def measure_update(path):
 
 
 def write_update(path, rows):
-    with open(path, "w", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ["env", "seed", "script", "epochs", *MEASURED])
         writer.writeheader()
         writer.writerows(rows)
@@ -213,7 +213,7 @@ def step(script, policy, batch, epochs, options):
 def read_update(path):
     """{environment: {script: {measure: (batches, epochs + 1)}}}, with the gain in return."""
     groups = defaultdict(lambda: defaultdict(list))
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             groups[row["env"], row["script"]][row["seed"]].append(row)
     found = defaultdict(dict)
@@ -629,7 +629,7 @@ def trained(series):
 
 def evaluated(path, env):
     """Mean ± standard error of the evaluated runs of an environment, and their number."""
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["env_id"] == env]
     if not rows:
         return ""
