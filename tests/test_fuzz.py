@@ -215,4 +215,5 @@ def test_edits_of_config_json(saved, content, at_once):
             assert (code, out.strip() != "") in [(0, True), (2, True)]
             assert "Traceback" not in out
         assert said(command_line, "ppo", "--resume", run, "--total-steps", 40)[0] == 0
-        assert json.loads((run / "config.json").read_text(encoding="utf-8"))["script"] == "ppo"
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        assert config["script"] == "ppo"

@@ -5,14 +5,16 @@ import pytest
 from tools import mutate
 from tools.mutate import Mutant
 
-MUTANTS = mutate.read_mutants((mutate.ROOT / "tools" / "mutants.txt").read_text(encoding="utf-8"))
+TEXT = (mutate.ROOT / "tools" / "mutants.txt").read_text(encoding="utf-8")
+MUTANTS = mutate.read_mutants(TEXT)
 
 
 def test_there_are_enough_faults_and_each_fits_where_it_should():
     assert len(MUTANTS) == len(set(MUTANTS)) >= 400
     for mutant in MUTANTS:
         for path, source in mutate.apply(mutant, mutate.ROOT).items():
-            before, after = path.read_text(encoding="utf-8").split("\n"), source.split("\n")
+            before = path.read_text(encoding="utf-8").split("\n")
+            after = source.split("\n")
             changed = [i for i, (one, other) in enumerate(zip(before, after)) if one != other]
             assert len(before) == len(after)
             assert len(changed) == 1
