@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 
-from tools import fail
+from tools import fail, parse
 
 ORDER = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 LABELS = {"return_last100": "return, mean of the last 100 episodes"}
@@ -73,11 +73,13 @@ def read_run(path, column):
         script, options = str(config["script"]), config["args"]
         kwargs = options.get("env_kwargs", "{}")
         env = options["env_id"] + ("" if kwargs == "{}" else f" {kwargs}")
-        rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)  # an empty cell is NaN
+        # An empty cell is NaN
+        rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1, encoding="utf-8")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         fail(f"{path.parent} is not a whole run ({type(error).__name__}): leave it out")
-    if column not in rows.dtype.names:
-        fail(f"{path} has no column {column}, only {', '.join(rows.dtype.names)}")
+    for name in ("step", "episodes", column):
+        if name not in rows.dtype.names:
+            fail(f"{path} has no column {name}, only {', '.join(rows.dtype.names)}")
     rows["episodes"] = rows["episodes"].cumsum()
     known = ~np.isnan(rows[column])
     if not known.any():
@@ -90,7 +92,7 @@ def read_run(path, column):
 
 def add_unless_shorter(run, found):
     """Add a run. Of two with the same options and seed, the longer one stays."""
-    key = (run.env, run.script, run.seed, *run.options.items())
+    key = (run.env, run.script, run.seed, *sorted(run.options.items()))
     other = found.get(key)
     if other is None:
         found[key] = run
@@ -109,20 +111,25 @@ def group_by_label(found):
     for (env, script), group in groups.items():
         keys = options_that_differ(group)
         for run in group:
-            words = [f"--{key.replace('_', '-')} {run.options.get(key)}" for key in keys]
+            known = [key for key in keys if key in run.options]
+            words = [f"--{key.replace('_', '-')} {run.options[key]}" for key in known]
             runs[env][" ".join([script, *words])].append(run.rows)
     return runs
 
 
 def options_that_differ(group):
-    values = {key: {run.options.get(key) for run in group} for key in group[0].options}
+    """Names of the options in which runs differ, as far as they have them: older runs lack some."""
+    values = defaultdict(set)
+    for run in group:
+        for key, value in run.options.items():
+            values[key].add(value)
     return [key for key in values if len(values[key]) > 1]
 
 
 def spread(numbers):
     """The median of some numbers, and their range if there are several, in words."""
     quantiles = np.quantile(numbers, [0, 0.5, 1])
-    low, median, high = (f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}" for x in quantiles)
+    low, median, high = (f"{x:,.0f}" if abs(x) >= 100 else f"{x:z.3g}" for x in quantiles)
     return f"{median} ({low} to {high})" if len(numbers) > 1 else median
 
 
@@ -161,12 +168,20 @@ def table(runs, column):
     lines.append(["---"] * len(lines[0]))
     for env, series in runs.items():
         most_steps = max(rows["step"][-1] for group in series.values() for rows in group)
-        line = [env, f"{round(most_steps, -4):,.0f}"]
+        line = [env, f"{about(most_steps):,.0f}"]
         for label in labels:
             ends = [rows[column][-1] for rows in series.get(label, [])]
             line.append(spread(ends) if ends else "")
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def about(steps):
+    """Steps to the nearest 10,000; exactly if there are less than 100,000.
+
+    A run goes on to the end of its last batch, so it has some more than it was told.
+    """
+    return round(steps, -4) if steps >= 100_000 else steps
 
 
 def place(label):
@@ -273,18 +288,35 @@ def scores_of(runs, random_runs, column, points=101):
     T goes from 0 to the end of training; a run that ends early keeps its last value. What not
     all environments have, scripts or a number of runs, is left out.
     """
-    envs = [env for env in runs if env in random_runs]
-    labels = [label for label in runs[envs[0]] if all(label in runs[env] for env in envs)]
+    scales = scales_of(runs, random_runs, column)
+    envs = list(scales)
+    labels = {label for env in envs for label in runs[env]}
     scores = {}
     for label in sorted(labels, key=order):
+        if not all(label in runs[env] for env in envs):
+            continue
         count = min(len(runs[env][label]) for env in envs)
         scores[label] = np.empty((count, len(envs), points))
         for i, env in enumerate(envs):
             _, curves = interpolate(runs[env][label][:count], column, points, hold=True)
-            low = np.mean(ends_of(random_runs[env], column))
-            best = max(ends_of(runs[env], column))
+            low, best = scales[env]
             scores[label][:, i] = (curves - low) / (best - low)
     return envs, scores
+
+
+def scales_of(runs, random_runs, column):
+    """{environment: (return that scores 0, return that scores 1)}, where the second is larger."""
+    scales = {}
+    for env, series in runs.items():
+        if env not in random_runs:
+            continue
+        low = np.mean(ends_of(random_runs[env], column))
+        best = max(ends_of(series, column))
+        if best > low:
+            scales[env] = low, best
+        else:
+            print(f"{env} is left out: no run ends better than the random policy")
+    return scales
 
 
 def ends_of(series, column):
@@ -303,7 +335,8 @@ def draw_profiles(figure, scores):
         draw_sample_efficiency(left, each, style)
         draw_performance_profile(right, ends, levels, style)
         (middle,), ((low,), (high,)) = estimate(ends[..., None])
-        print(f"{label}: interquartile mean {middle:.2f} ({low:.2f} to {high:.2f}) at the end")
+        interval = f"({low:z.2f} to {high:z.2f})"
+        print(f"{label}: interquartile mean {middle:z.2f} {interval} at the end")
     left.set(xlabel="fraction of the training", ylabel="score, interquartile mean")
     right.set(xlabel="score τ", ylabel="fraction of runs that end with more than τ", ylim=(0, 1))
     left.legend(title="runs of each environment", frameon=False)
@@ -329,6 +362,8 @@ def save_profiles(pyplot, runs, args):
     if not set(runs) & set(random_runs):
         fail(f"{args.random} has no run of these environments, for the score of 0")
     envs, scores = scores_of(runs, random_runs, args.column)
+    if not envs:
+        fail("no run ends better than the random policy: there is nothing to score")
     if not scores:
         fail(f"no script has runs of all of these: {', '.join(envs)}")
     print(f"scores of {', '.join(envs)}")
@@ -376,4 +411,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(parse(Args))
