@@ -25,7 +25,7 @@ class Job:
     def __init__(self, command, cwd, **env):
         self.mark = dict(JOB=str(uuid.uuid4()))
         env = os.environ | self.mark | dict(PYTHONPATH=str(ROOT / "tests")) | env
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
         self.process = subprocess.Popen(
             [sys.executable, *map(str, command)], cwd=cwd, env=env, start_new_session=True, **pipes
         )

@@ -42,7 +42,7 @@ def refused(main, capsys):
 )
 def test_the_command_line(options, words, tmp_path):
     command = [sys.executable, ROOT / "ppo.py", *options.split()]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert result.returncode == 2
     assert words in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
@@ -215,7 +215,7 @@ def test_nan_stops_training_and_keeps_the_last_checkpoint(script, where, tmp_pat
 def test_a_signal_saves_and_stops(signum, code, tmp_path):
     command = [sys.executable, ROOT / "ppo.py", "--total-steps", "10_000_000", "--run-dir", "run"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
     metrics = tmp_path / "run" / "metrics.csv"
     while not (metrics.exists() and len(metrics.read_text(encoding="utf-8").splitlines()) > 2):

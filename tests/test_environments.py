@@ -217,7 +217,8 @@ def test_an_environment_may_speak_of_its_episodes_too(tmp_path):
     for wrappers in ((), ("gymnasium.wrappers:RecordEpisodeStatistics",)):
         run = str(tmp_path / f"run{len(wrappers)}")
         assert ppo.main(ppo.Args(wrappers=wrappers, run_dir=run, **options)) == 0
-    plain, own = (np.genfromtxt(tmp_path / f"run{i}/metrics.csv", delimiter=",") for i in (0, 1))
+    files = [tmp_path / f"run{i}/metrics.csv" for i in (0, 1)]
+    plain, own = (np.genfromtxt(file, delimiter=",", encoding="utf-8") for file in files)
     assert plain[1:, 2].sum() > 10  # episodes
     np.testing.assert_array_equal(plain[:, :8], own[:, :8])
 

@@ -38,6 +38,21 @@ def test_a_table_that_is_not_there_yet_is_put_in(tmp_path, monkeypatch):
     assert page.read_text(encoding="utf-8").endswith("|\n\nAfter\n")
 
 
+def test_a_table_has_the_letters_of_the_runs_wherever_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    run, page = tmp_path / "run", tmp_path / "page.md"
+    run.mkdir()
+    config = '{"script": "ppo", "args": {"env_id": "Pôle-λ-v1"}}'
+    (run / "config.json").write_text(config, encoding="utf-8")
+    (run / "metrics.csv").write_text("step,episodes,return_last100\n8,1,5\n", encoding="utf-8")
+    page.write_text(
+        f'<!-- python -m tools.plot {run} --table --output "" -->\n\n', encoding="utf-8"
+    )
+    pages.main(pages.Args([str(page)]))
+    assert "| Pôle-λ-v1 | 8 | 5 |\n" in page.read_text(encoding="utf-8")
+
+
 def test_a_command_that_fails_leaves_the_page_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     page = tmp_path / "page.md"

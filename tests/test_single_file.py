@@ -72,7 +72,7 @@ def run_isolated(folder, *commands, importable=()):
     """Run scripts in a folder as `python SCRIPT OPTIONS` does, one after the other."""
     arguments = json.dumps([modules_of_other_packages(), importable, commands])
     command = [sys.executable, "-I", "-c", ISOLATED, arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
 
 
 def options_of(env_id, run_dir):
@@ -222,7 +222,7 @@ def test_on_the_command_line(tmp_path):
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode() == RESULTS["ppo"]
     assert single_file.single_file(written(tmp_path, RESULTS["ppo"])) == RESULTS["ppo"]
-    done = subprocess.run([*command, "nothing.py"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*command, "nothing.py"], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: cannot read nothing.py: ")
 
@@ -856,5 +856,5 @@ def test_the_four_files_are_clean_and_so_are_files_of_fewer_parts(folder):
     ruff = [sys.executable, "-m", "ruff"]
     for command in (["check"], ["format", "--check"]):
         options = ["--no-cache", "--config", str(ROOT / "pyproject.toml"), str(folder / "results")]
-        done = subprocess.run([*ruff, *command, *options], capture_output=True, text=True)
+        done = subprocess.run([*ruff, *command, *options], capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stdout

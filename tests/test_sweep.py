@@ -23,7 +23,7 @@ SHORT = "CartPole-v1 --total-steps 3000"
 def run_sweep(folder, *options):
     command = [sys.executable, "-m", "tools.sweep", *options]
     command += ["--results", str(folder / "results"), "--runs", str(folder / "runs")]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
 
 
 def ledger(folder, name="sweep"):
@@ -69,7 +69,7 @@ def test_the_commit_is_that_of_the_scripts(tmp_path, monkeypatch):
 
     def git(*words):
         identity = ["-c", "user.name=x", "-c", "user.email=x@x"]
-        done = subprocess.run(["git", *identity, *words], capture_output=True, text=True)
+        done = subprocess.run(["git", *identity, *words], capture_output=True, encoding="utf-8")
         return done.stdout.strip()
 
     monkeypatch.chdir(tmp_path)
@@ -125,6 +125,17 @@ def test_a_sweep_and_its_second_half(tmp_path):
         assert runs[0][column].tolist() == kept[0][column].tolist()
 
 
+def test_what_a_run_prints_last_is_read_in_any_encoding(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    script = tmp_path / "say.py"
+    lines = ["import sys", "print('first')", "print('é ± λ', end=' ', flush=True)"]
+    lines += ["sys.stdout.buffer.write(bytes([255]))", "sys.exit(3)"]
+    script.write_text("\n".join(lines), encoding="utf-8")
+    run, children = sweep.Run(f"python {script}", Path("place")), []
+    assert sweep.train(run, tmp_path / "runs", children) == (3, "é ± λ \N{REPLACEMENT CHARACTER}")
+    assert children == []
+
+
 def test_long_curves_keep_every_kth_row_and_all_episodes(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "MOST_ROWS", 3)
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
@@ -153,7 +164,7 @@ def test_an_interrupted_run_starts_anew(tmp_path):
     options = ["--scripts", "ppo", "--seeds", "1", "--results", str(tmp_path / "results")]
     command = [sys.executable, "-m", "tools.sweep", *options, "--runs", str(tmp_path / "runs")]
     command += ["--envs", "CartPole-v1 --total-steps 20000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8")
     metrics = tmp_path / "runs/sweep/CartPole-v1/ppo/seed1/metrics.csv"
     while not (metrics.exists() and metrics.stat().st_size):
         assert process.poll() is None

@@ -1,6 +1,25 @@
 """What one does with runs."""
 
+import os
 import sys
+
+import tyro
+
+
+def parse(args_class):
+    """What the command line says, as an instance of the dataclass.
+
+    From here on, a question mark is printed for a character that the encoding of stdout lacks,
+    as most encodings of Windows lack λ.
+    """
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="replace")
+    return tyro.cli(args_class)
+
+
+def printing_utf_8():
+    """The environment of a process that prints UTF-8, whatever is usual on the system."""
+    return os.environ | {"PYTHONIOENCODING": "utf-8"}
 
 
 def fail(message, code=2):

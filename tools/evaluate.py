@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import tyro
 
-from tools import fail
+from tools import fail, parse
 
 SETUP_ERRORS = (
     gym.error.Error,
@@ -194,4 +194,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(parse(Args))

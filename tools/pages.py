@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from tools import fail
+from tools import fail, parse, printing_utf_8
 
 PAGES = ["README.md", "docs/results/README.md", "docs/why_the_ratio.md"]
 TABLE = re.compile(r"<!-- python (-m tools\.[^>]*?) -->\n\n(\|.*\n)*\n*")
@@ -27,7 +27,8 @@ class Args:
 def table(match):
     """The comment, and those lines that its command prints that belong to a table."""
     command = [sys.executable, *shlex.split(match[1])]
-    done = subprocess.run(command, capture_output=True, text=True)
+    utf_8 = dict(encoding="utf-8", env=printing_utf_8())
+    done = subprocess.run(command, capture_output=True, **utf_8)
     if done.returncode:
         fail(f"python {match[1]} failed: {done.stderr.strip()}", 1)
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
@@ -39,9 +40,9 @@ def main(args):
         if not Path(page).is_file():
             fail(f"there is no page {page}: run it in the project's folder")
         text, count = TABLE.subn(table, Path(page).read_text(encoding="utf-8"))
-        Path(page).write_text(text, encoding="utf-8")
+        Path(page).write_text(text, encoding="utf-8", newline="\n")
         print(f"{page}: {count} tables")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(parse(Args))

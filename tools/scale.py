@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
-from tools import fail
+from tools import fail, parse
 
 SENT = ["reduces", "reduced", "gathers", "gathered"]  # all-reduces, their bytes, and so on
 MEASURED = ["steps_per_second", "iteration", *SENT, "waiting", "one_number", "million_numbers"]
@@ -140,7 +139,7 @@ def measure(setting, count):
         task = dict(script=script, options=options, result=f"{folder}/result")
         worker = ["-m", "tools.scale", "--child", json.dumps(task)]
         command = [*launcher, f"--nproc-per-node={count}", *worker]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             fail(f"{setting} with {count} workers ended with {done.stderr.strip()[:1500]}")
         row = json.loads(Path(folder, "result").read_text(encoding="utf-8"))
@@ -250,4 +249,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(parse(Args))

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import tyro
 
-from tools import fail
+from tools import fail, parse
 
 SCRIPTS = "vanilla_pg.py", "is_pg.py", "trpo.py", "ppo.py"
 HEADING = "# --- "
@@ -706,4 +706,4 @@ follow();
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(parse(Args))

@@ -17,7 +17,7 @@ from typing import Annotated, NamedTuple
 
 import tyro
 
-from tools import fail
+from tools import fail, parse
 
 ROOT = Path(__file__).parents[1]
 IMPORTS = ast.Import, ast.ImportFrom
@@ -368,4 +368,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(parse(Args))

@@ -27,9 +27,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import tyro
 
-from tools import fail
+from tools import fail, parse
 
 PEERS = {"vanilla_pg": "A2C", "trpo": "TRPO", "ppo": "PPO"}
 PARTS = "collect", "prepare", "update", "log"
@@ -423,4 +422,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(parse(Args))

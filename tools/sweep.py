@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import tyro
 
-from tools import fail
+from tools import fail, parse, printing_utf_8
 
 FOUR = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 TASKS = [  # the seven of Schulman et al. 2017, section 6.1
@@ -148,7 +148,7 @@ def commit():
     answers = []
     for words in ("rev-parse --short HEAD", "status --porcelain -- :(glob)*.py common"):
         try:
-            done = subprocess.run(["git", *words.split()], capture_output=True, text=True)
+            done = subprocess.run(["git", *words.split()], capture_output=True, encoding="utf-8")
         except OSError:
             return ""
         if done.returncode:
@@ -177,7 +177,7 @@ def keep(run_dir, place):
         rows = list(csv.DictReader(file))
     stride = math.ceil(len(rows) / MOST_ROWS)
     place.mkdir(parents=True, exist_ok=True)
-    with open(place / "metrics.csv", "w", encoding="utf-8") as file:
+    with open(place / "metrics.csv", "w", encoding="utf-8", newline="\n") as file:
         file.write("step,episodes,return_last100\n")
         for end in range((len(rows) - 1) % stride, len(rows), stride):  # up to the last row
             merged = rows[max(end - stride + 1, 0) : end + 1]
@@ -198,7 +198,9 @@ def train(run, runs, children):
     shutil.rmtree(run_dir, ignore_errors=True)  # left by an interrupted run
     _, script, *options = shlex.split(run.command)
     words = [sys.executable, script, *options, "--run-dir", str(run_dir)]
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+    # A library may print what is not UTF-8, and the run is good all the same
+    child = subprocess.Popen(words, **pipe, errors="replace", env=printing_utf_8())
     children.append(child)
     output, _ = child.communicate()
     children.remove(child)
@@ -300,4 +302,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(parse(Args))

@@ -27,7 +27,7 @@ import is_pg
 import ppo
 import trpo
 import vanilla_pg
-from tools import evaluate, exact, fail, plot
+from tools import evaluate, exact, fail, parse, plot
 
 BLUE, ORANGE, GREEN, RED = "C0", "C1", "C2", "C3"
 COLORS = {"vanilla_pg": BLUE, "is_pg": ORANGE, "trpo": GREEN, "ppo": RED}
@@ -668,4 +668,4 @@ def main(args):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(tyro.cli(Args))
+    main(parse(Args))
