@@ -7,6 +7,9 @@ import csv
 import importlib
 import json
 import os
+import sys
+from contextlib import ExitStack
+from ctypes.util import find_library
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,14 +22,7 @@ import tyro
 
 from tools import fail, parse
 
-SETUP_ERRORS = (
-    gym.error.Error,
-    ImportError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+OPENGL = {"egl": "EGL", "osmesa": "OSMesa"}  # that MuJoCo draws with without a display: library
 
 
 @dataclass
@@ -34,10 +30,14 @@ class Args:
     run_dir: Annotated[str, tyro.conf.Positional]  # a run of any of the scripts
     episodes: int = 10  # to play; all at once, each in an environment of its own
     mode: bool = False  # take the most likely action, not a sampled one
-    seed: int = 0  # of the environments and the actions
+    seed: int = 0  # of the first episode; the others have those that follow
     max_steps: int = 10_000  # an episode that lasts longer is cut off there
     video: bool = False  # film one more episode, to RUN_DIR/video (pip install moviepy)
     output: str = ""  # CSV that a line is added to, of what the episodes came to
+
+
+def in_one_line(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def load(run_dir):
@@ -56,26 +56,49 @@ def load(run_dir):
 
 @torch.no_grad()
 def play(envs, policy, args):
-    """Play an episode in each environment.
+    """Play an episode in each environment, and close them.
 
     Returns the returns, the lengths, and which episodes came to their end, (N,) each.
     """
-    torch.manual_seed(args.seed)
-    next_obs, _ = envs.reset(seed=args.seed)
     returns = np.zeros(envs.num_envs)
     lengths = np.zeros(envs.num_envs, int)
     finished = np.zeros(envs.num_envs, bool)
-    for _ in range(args.max_steps):
-        obs = torch.from_numpy(next_obs)
-        actions = policy(obs).mode if args.mode else policy.sample(obs)
-        next_obs, reward, terminated, truncated, _ = envs.step(policy.head.to_env(actions))
-        returns += reward * ~finished
-        lengths += ~finished
-        finished |= terminated | truncated
-        if finished.all():
-            break
-    envs.close()
+    states = random_states(args.seed, envs.num_envs)
+    try:
+        obs, _ = envs.reset(seed=args.seed)
+        while not finished.all() and lengths.max() < args.max_steps:
+            actions = act(policy, torch.from_numpy(np.asarray(obs)), args.mode, states)
+            obs, reward, terminated, truncated, _ = envs.step(policy.head.to_env(actions))
+            returns += np.where(finished, 0, reward)  # of a next episode, or NaN
+            lengths += ~finished
+            finished |= np.logical_or(terminated, truncated)  # flags of any type
+    finally:
+        envs.close()
     return returns, lengths, finished
+
+
+def random_states(seed, count):
+    """States of PyTorch's generator, one for each episode."""
+    states = []
+    for i in range(count):
+        torch.manual_seed(seed + i)
+        states.append(torch.get_rng_state())
+    return states
+
+
+def act(policy, obs, mode, states):
+    """An action in each environment, (N, …). The random states go on.
+
+    One by one, for then neither random numbers nor rounding depend on how many there are.
+    """
+    actions = []
+    for i, state in enumerate(states):
+        torch.set_rng_state(state)
+        one = obs[i : i + 1]
+        # The mode of a Bernoulli of 1/2 is NaN
+        actions.append(policy(one).mode.nan_to_num() if mode else policy.sample(one))
+        states[i] = torch.get_rng_state()
+    return torch.cat(actions)
 
 
 def load_policy(script, trained, checkpoint, envs):
@@ -98,6 +121,7 @@ def make_stage(script, trained, space, record_video):
     else:
         stage = script.make_envs(trained, 1, [record_video], **options)
     if stage.single_observation_space.shape != space.shape:
+        stage.close()
         fail(f"cannot film {trained.env_id} with observations of the shape {space.shape}")
     return stage
 
@@ -117,11 +141,15 @@ def frame_wrappers(shape):
     return [resize, partial(gym.wrappers.FrameStackObservation, stack_size=stack)]
 
 
-def set_up(script, trained, checkpoint, args):
-    """The environments, the policy, and the environment that is filmed, if one is."""
+def set_up(script, trained, checkpoint, args, opened):
+    """The environments, the policy, and the environment that is filmed, if one is.
+
+    `opened` closes the environments if anything goes wrong before they have been played in.
+    """
     stage = None
     try:
         envs = script.make_envs(trained, args.episodes)
+        opened.callback(envs.close)
         policy = load_policy(script, trained, checkpoint, envs)
         if args.video:
             record_video = partial(
@@ -131,66 +159,93 @@ def set_up(script, trained, checkpoint, args):
                 disable_logger=True,
             )
             stage = make_stage(script, trained, envs.single_observation_space, record_video)
-    except SETUP_ERRORS as error:
-        fail(f"cannot set up {trained.env_id}: {error}")
+            opened.callback(stage.close)
+    except Exception as error:  # environments can raise anything
+        fail(f"cannot set up {trained.env_id}: {in_one_line(error)}")
     return envs, policy, stage
 
 
 def append_row(path, row):
     """Add a line to a CSV file, and the header before it if the file is new."""
     try:
-        with open(path, "a", encoding="utf-8", newline="") as file:
+        with open(path, "a+", encoding="utf-8", newline="") as file:
+            file.seek(0)
+            header = file.readline().strip()
+            file.seek(0, os.SEEK_END)
+            if header not in ("", ",".join(row)):
+                fail(f"{path} has other columns: give another file, or remove it")
             writer = csv.DictWriter(file, row)
-            if file.tell() == 0:
+            if not header:
                 writer.writeheader()
             writer.writerow(row)
     except OSError as error:
         fail(f"cannot write {path}: {error}")
 
 
+def choose_opengl():
+    """Have MuJoCo draw without a display, on Linux. Returns a sentence if it cannot.
+
+    Only now, when MuJoCo is imported: on other systems, and without the library, the import would
+    fail, though nothing but a film needs it.
+    """
+    if sys.platform != "linux" or {"MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        return ""
+    for backend, library in OPENGL.items():
+        if find_library(library):
+            os.environ["MUJOCO_GL"] = backend
+            return ""
+    return "without a display MuJoCo draws with the library EGL or OSMesa, and neither is there"
+
+
 def film(stage, policy, args, env_id):
     """Play one episode in the filmed environment, and say where its video is."""
+    missing = choose_opengl() if "mujoco" in sys.modules else ""
     try:
         (episode_return,), _, _ = play(stage, policy, args)
     except Exception as error:  # renderers raise errors of any type
-        fail(f"cannot film {env_id}: {type(error).__name__}: {error}")
+        fail(f"cannot film {env_id}: {missing or in_one_line(error)}")
     videos = Path(args.run_dir, "video").glob("*.mp4")
     newest = max(videos, key=lambda path: path.stat().st_mtime)
     print(f"video: {newest}, of an episode of return {episode_return:.5g}")
 
 
-def main(args):
-    if "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo then draws without a display
-    if args.episodes < 1 or args.max_steps < 1:
-        fail("--episodes and --max-steps must be at least 1")
-    script, trained, checkpoint = load(args.run_dir)
-    envs, policy, stage = set_up(script, trained, checkpoint, args)
-    returns, lengths, finished = play(envs, policy, args)
+def report(returns, lengths, finished, args):
+    """Print what the episodes came to."""
     actions = "mode" if args.mode else "sampled"
-    mean, std = returns.mean(), returns.std()
     print("returns:", " ".join(f"{x:.5g}" for x in returns))
     print(
-        f"{args.episodes} episodes, {actions} actions: "
-        f"return {mean:.5g} ± {std:.3g}, length {lengths.mean():.1f}"
+        f"{len(returns)} episodes, {actions} actions: "
+        f"return {returns.mean():.5g} ± {returns.std():.3g}, length {lengths.mean():.1f}"
     )
-    if args.output:
-        row = dict(
-            env_id=trained.env_id,
-            script=script.__name__,
-            seed=trained.seed,
-            step=checkpoint["progress"][1],
-            episodes=args.episodes,
-            actions=actions,
-            return_mean=f"{mean:.9g}",
-            return_std=f"{std:.9g}",
-            length_mean=lengths.mean(),
-        )
-        append_row(args.output, row)
     if not finished.all():
         print(f"{(~finished).sum()} of them were cut off at --max-steps {args.max_steps}")
-    if args.video:
-        film(stage, policy, args, trained.env_id)
+
+
+def main(args):
+    if args.episodes < 1 or args.max_steps < 1:
+        fail("--episodes and --max-steps must be at least 1")
+    if not 0 <= args.seed < 2**31 - args.episodes:
+        fail("--seed must be from 0 to 2**31, less the number of episodes")
+    script, trained, checkpoint = load(args.run_dir)
+    with ExitStack() as opened:
+        envs, policy, stage = set_up(script, trained, checkpoint, args, opened)
+        returns, lengths, finished = play(envs, policy, args)
+        report(returns, lengths, finished, args)
+        if args.output:
+            row = dict(
+                env_id=trained.env_id,
+                script=script.__name__,
+                seed=trained.seed,
+                step=checkpoint["progress"][1],
+                episodes=args.episodes,
+                actions="mode" if args.mode else "sampled",
+                return_mean=f"{returns.mean():.9g}",
+                return_std=f"{returns.std():.9g}",
+                length_mean=lengths.mean(),
+            )
+            append_row(args.output, row)
+        if stage:
+            film(stage, policy, args, trained.env_id)
 
 
 if __name__ == "__main__":
