@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
 import is_pg
 from common.returns import gae
-from tools import fail
+from tools import fail, parse
 
 HORIZON, STATES, ACTIONS, END = 4, 3, 3, 3  # the states are 0, 1, 2 and the end
 # none: ∇log π A, as in vanilla_pg.py
@@ -275,4 +274,4 @@ def main(args):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(tyro.cli(Args))
+    main(parse(Args))
