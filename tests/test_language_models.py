@@ -637,6 +637,22 @@ def test_comparison():
     assert numbers == pytest.approx([float(x) for x in expected], abs=1e-8)
 
 
+def test_comparison_of_the_kl():
+    """k2 of the hard prompt: mean and deviation in units of the KL, and the gradients."""
+    table, old = moved(0), PROBLEM.old[0]
+    x = (PROBLEM.log_probs(table) - PROBLEM.log_probs(old)).sum(1)
+    chances, k = PROBLEM.chances(table), x**2 / 2
+    unit = kl_of(table, old)
+    deviation = (chances @ k**2 - (chances @ k) ** 2).sqrt()
+    numbers = lm.compare_kl(PROBLEM, 2.0, *lm.KLS["k2"])
+    assert numbers[:2] == pytest.approx([(chances @ k / unit).item(), (deviation / unit).item()])
+    assert numbers[2:4] == pytest.approx([1, 0], abs=1e-5)  # degrees: arccos near 1
+    assert numbers[4] > 1.01
+    assert numbers[5] > 1
+    each = [kl_of(moved(prompt), PROBLEM.old[prompt]).item() for prompt in PROMPTS]
+    assert lm.mean_kl(PROBLEM, 2.0) == pytest.approx(sum(each) / 2)
+
+
 def printed(args):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
