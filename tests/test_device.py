@@ -9,10 +9,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from elsewhere import NAME, Device
+from elsewhere import NAME, Device, Elsewhere
 from gymnasium import spaces
 from numpy.testing import assert_allclose
 from torch.optim import Adam
+from torch.utils._pytree import tree_map
 
 from tools import evaluate
 
@@ -25,6 +26,7 @@ CHOICES = {
     "Box": spaces.Box(-2, 2, (2,)),
 }
 VECTOR, IMAGE = spaces.Box(-1, 1, (5,)), spaces.Box(0, 255, (8, 9, 3), np.uint8)
+save = torch.save
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
@@ -80,6 +82,17 @@ def elsewhere(monkeypatch):
     torch.__future__.set_overwrite_module_params_on_conversion(overwrite)
 
 
+@pytest.fixture
+def saved(elsewhere, monkeypatch):
+    """Checkpoints hold the numbers themselves, as those of a GPU do when a CPU loads them."""
+
+    def save_here(checkpoint, file):
+        bring = lambda x: x.here if isinstance(x, Elsewhere) else x  # noqa: E731
+        save(tree_map(bring, checkpoint), file)
+
+    monkeypatch.setattr(torch, "save", save_here)
+
+
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_run_elsewhere_is_the_same_run(name, env_id, tmp_path, elsewhere):
@@ -133,17 +146,35 @@ def test_tensors_of_two_places_do_not_meet(elsewhere):
         there.numpy()
 
 
+def train_resume_and_evaluate(name, env_id, device, tmp_path):
+    """To 90 steps, on to 180, and two episodes."""
+    script, run_dir = importlib.import_module(name), str(tmp_path / "run")
+    args = arguments(script, env_id=env_id, device=device, total_steps=90, run_dir=run_dir)
+    assert script.main(args) == 0
+    first = metrics(tmp_path / "run")
+    more = dataclasses.replace(args, total_steps=180, resume=run_dir)
+    assert script.main(more) == 0
+    rows = metrics(tmp_path / "run")
+    np.testing.assert_equal(rows[: len(first)], first)
+    assert [row["iteration"] for row in rows] == list(range(1, len(rows) + 1))
+    # An iteration has 48 steps, less those that only reset: so many it takes to get there
+    assert first[-2]["step"] < 90 <= first[-1]["step"]
+    assert rows[-2]["step"] < 180 <= rows[-1]["step"]
+    evaluate.main(evaluate.Args(run_dir=run_dir, episodes=2))
+
+
 @needs_gpu
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_run_on_a_gpu_can_be_resumed_and_evaluated(name, env_id, tmp_path):
-    script, run_dir = importlib.import_module(name), str(tmp_path / "run")
-    args = arguments(script, env_id=env_id, device="cuda", total_steps=90, run_dir=run_dir)
-    assert script.main(args) == 0
-    more = dataclasses.replace(args, total_steps=180, resume=run_dir)
-    assert script.main(more) == 0
-    assert len(metrics(tmp_path / "run")) == 6
-    evaluate.main(evaluate.Args(run_dir=run_dir, episodes=2))
+    train_resume_and_evaluate(name, env_id, "cuda", tmp_path)
+
+
+@pytest.mark.parametrize("env_id", ["GuessBox-v0", "GuessDiscreteImage-v0"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_run_elsewhere_can_be_resumed_and_evaluated(name, env_id, tmp_path, saved, capsys):
+    train_resume_and_evaluate(name, env_id, NAME, tmp_path)
+    assert "2 episodes, sampled actions: return" in capsys.readouterr().out
 
 
 @needs_gpu
