@@ -1,16 +1,20 @@
 """Sweeps: which runs they make, what they keep, and that they go on where they stopped."""
 
 import csv
+import itertools
 import json
 import os
+import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 
@@ -89,6 +93,279 @@ def test_the_commit_is_that_of_the_scripts(tmp_path, monkeypatch):
     assert sweep.commit() == f"{expected}+"
     monkeypatch.setenv("PATH", "")
     assert sweep.commit() == ""  # no git
+
+
+# Runs
+
+
+def test_names_of_folders():
+    assert sweep.slug("ppo --clip-eps 0.1") == "ppo-clip-eps-0.1"
+    assert sweep.slug("ale_py:ALE/Pong-v5") == "ale_py-ALE-Pong-v5"
+    assert sweep.slug("--a  {b}") == "a-b"
+
+
+def test_options_of_the_environment_come_before_those_of_the_script():
+    """So that the script's own come last, and count."""
+    (run,) = sweep.expand(["trpo --gamma 0.9"], ["A-v1 --gamma 0.5 --num-envs 2"], 1)
+    words = "python trpo.py --env-id A-v1 --gamma 0.5 --num-envs 2 --gamma 0.9 --seed 1"
+    assert run.command == words
+
+
+def test_the_folder_of_an_atari_game_has_no_options_in_its_name():
+    (run,) = sweep.expand(["ppo"], [sweep.PONG], 1)
+    assert run.place == Path("ale_py-ALE-Pong-v5/ppo/seed1")
+
+
+@pytest.mark.parametrize(
+    ("suite", "count", "seeds", "million"),
+    [
+        # 4 scripts on 4 tasks with 5 seeds, and on the seven of MuJoCo with 3
+        ("benchmark", 4 * 4 * 5 + 4 * 7 * 3, 5, 4 * 7 * 3),
+        ("random", 7 * 3, 3, 0),
+        ("table1", 6 * 7 * 3, 3, 6 * 7 * 3),
+        ("reuse", 2 * 9 * 10, 10, 0),
+        ("weightings", 2 * 3 * 10, 10, 0),
+        ("trpo", 2 * 3 + 2 * 3 + 5, 5, 2 * 3 + 2 * 3),
+        ("others", 2 * 6 * 3 + 1, 3, 2 * 3 + 1),
+    ],
+)
+def test_suites(suite, count, seeds, million):
+    commands = [run.command for group in sweep.SUITES[suite] for run in sweep.expand(*group)]
+    assert len(commands) == count
+    assert max(int(command.split()[-1]) for command in commands) == seeds
+    assert min(int(command.split()[-1]) for command in commands) == 1
+    assert sum("--total-steps 1000000 " in command for command in commands) == million
+
+
+def test_what_one_batch_is_used_for():
+    batch = "--num-steps 256 --policy-lr"
+    assert sweep.reuse("3e-3", "1e-2") == [
+        f"vanilla_pg {batch} 3e-3 --policy-epochs 1",
+        f"vanilla_pg {batch} 3e-3 --policy-epochs 10",
+        f"vanilla_pg {batch} 1e-2 --policy-epochs 1",
+        f"vanilla_pg {batch} 1e-2 --policy-epochs 10",
+        f"is_pg {batch} 3e-3 --policy-epochs 10",
+        f"is_pg {batch} 1e-2 --policy-epochs 10",
+        "trpo",
+        "ppo",
+        "ppo --policy-lr 1e-2",
+    ]
+    assert sweep.weightings("1e-3") == [
+        f"is_pg {batch} 1e-3 --policy-epochs 10 --weighting {kind}"
+        for kind in ("step", "trajectory", "per-decision")
+    ]
+    assert sweep.ZOO.replace("0.99", "0.9999") == sweep.SWIMMER[1] != sweep.ZOO
+
+
+def test_the_random_policy_learns_nothing():
+    """And its runs have 100 episodes of up to 1,000 steps, at 8 environments."""
+    for run in (run for group in sweep.SUITES["random"] for run in sweep.expand(*group)):
+        assert "vanilla_pg.py" in run.command
+        assert "--policy-lr 0 " in run.command
+        assert int(re.search("--total-steps ([0-9]+)", run.command)[1]) >= 100 * 1000
+
+
+HEADER = "step,episodes,return_last100,seconds"
+
+
+def write_run(folder, *rows):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"script": "ppo"}', encoding="utf-8")
+    (folder / "metrics.csv").write_text("\n".join([HEADER, *rows]) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def stubbed(tmp_path, monkeypatch):
+    """A sweep whose runs only leave files. Returns (sweep with options, commands that ran)."""
+    trained = []
+
+    def train(run, runs, children):
+        trained.append(run.command)
+        seed = int(run.command.split()[-1])
+        write_run(runs / run.place, f"8,1,2.5,{seed}", f"16,2,{seed}.75,{seed}.5")
+        return (3, "ppo.py: it failed") if seed in failing else (0, "run: x")
+
+    def stubbed(*scripts, fail_at=(), envs=("A-v1",), **options):
+        failing[:] = fail_at
+        trained.clear()
+        folders = dict(results=str(tmp_path / "results"), runs=str(tmp_path / "runs"))
+        for path in (tmp_path / "runs").glob("*"):
+            shutil.rmtree(path)
+        sweep.main(sweep.Args(scripts=scripts, envs=envs, **(dict(jobs=1) | folders | options)))
+        return sorted(trained)
+
+    failing = []
+    monkeypatch.setattr(sweep, "train", train)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield stubbed
+    signal.signal(signal.SIGTERM, handler)
+
+
+def test_the_ledger_says_what_each_run_came_to(stubbed, tmp_path, capsys):
+    commands = [f"python ppo.py --env-id A-v1 --seed {seed}" for seed in (1, 2, 3)]
+    assert stubbed("ppo") == commands
+    rows = {row["command"]: row for row in ledger(tmp_path)}
+    assert list(rows) == commands
+    for seed, command in enumerate(commands, 1):
+        versions = rows[command].pop("versions")
+        assert versions.startswith(f"python {platform.python_version()}, ")
+        assert f"numpy {np.__version__}" in versions
+        assert rows[command] == dict(
+            command=command,
+            exit_code="0",
+            step="16",
+            episodes="3",
+            return_last100=f"{seed}.75",
+            seconds=f"{seed}.5",
+        )
+        kept = tmp_path / f"results/sweep/A-v1/ppo/seed{seed}"
+        curve = (kept / "metrics.csv").read_text(encoding="utf-8")
+        assert curve == f"step,episodes,return_last100\n8,1,2.5\n16,2,{seed}.75\n"
+        assert (kept / "config.json").read_text(encoding="utf-8") == '{"script": "ppo"}'
+    first_line = (tmp_path / "results/sweep/runs.csv").read_text(encoding="utf-8").split("\n")[0]
+    columns = "command,exit_code,step,episodes,return_last100,seconds,versions"
+    assert first_line.strip() == columns
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "3 runs, of which 0 are done"
+    said = [f"{i}/3  {command}  return {i}.8" for i, command in enumerate(commands, 1)]
+    assert out[1:] == said
+
+
+def test_what_is_done_is_not_done_again(stubbed, tmp_path, capsys):
+    assert len(stubbed("ppo", seeds=2)) == 2
+    before = (tmp_path / "results/sweep/runs.csv").read_bytes()
+    assert stubbed("ppo", seeds=2) == []
+    assert (tmp_path / "results/sweep/runs.csv").read_bytes() == before
+    assert stubbed("ppo", seeds=3) == ["python ppo.py --env-id A-v1 --seed 3"]
+    assert (tmp_path / "results/sweep/runs.csv").read_bytes().startswith(before)
+    assert len(ledger(tmp_path)) == 3
+    assert "3 runs, of which 2 are done" in capsys.readouterr().out
+
+
+def test_failures_are_said_counted_and_tried_again(stubbed, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        stubbed("ppo", fail_at=(1, 3))
+    assert stop.value.code == 1
+    said = capsys.readouterr()
+    assert "2 runs failed; the same command tries them again" in said.err
+    assert said.out.count("FAILED, exit code 3: ppo.py: it failed") == 2
+    assert [row["command"][-1] for row in ledger(tmp_path)] == ["2"]
+    assert not (tmp_path / "results/sweep/A-v1/ppo/seed1").exists()
+    assert [command[-1] for command in stubbed("ppo")] == ["1", "3"]
+    assert len(ledger(tmp_path)) == 3
+
+
+def test_only_some_commands_and_another_name(stubbed, tmp_path, capsys):
+    trained = stubbed("ppo", "trpo", only="trpo.py", seeds=1, name="mine", envs=("A-v1", "B-v1"))
+    assert trained == [f"python trpo.py --env-id {env}-v1 --seed 1" for env in "AB"]
+    assert len(ledger(tmp_path, "mine")) == 2
+    assert (tmp_path / "results/mine/B-v1/trpo/seed1/metrics.csv").exists()
+    assert "2 runs, of which 0 are done" in capsys.readouterr().out
+
+
+def test_a_suite_is_kept_under_its_name(stubbed, tmp_path, monkeypatch):
+    monkeypatch.setitem(sweep.SUITES, "random", [(["ppo"], ["A-v1"], 1), (["trpo"], ["B-v1"], 2)])
+    assert len(stubbed(suite="random", envs=())) == 3
+    assert len(ledger(tmp_path, "random")) == 3
+
+
+def test_so_many_jobs_run_at_the_same_time(tmp_path, monkeypatch):
+    """Two runs wait for each other, which they can only do side by side; three would not."""
+    running, most = [], []
+
+    def train(run, runs, children):
+        running.append(run)
+        deadline = time.time() + 5
+        while len(running) < 2 and time.time() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        most.append(len(running))
+        write_run(runs / run.place, "8,1,2.5,1")
+        running.remove(run)
+        return 0, ""
+
+    monkeypatch.setattr(sweep, "train", train)
+    runs = list(sweep.expand(["ppo"], ["A-v1"], 4))
+    (tmp_path / "results").mkdir()
+    assert sweep.run_all(runs, 2, tmp_path / "runs", tmp_path / "results") == 0
+    assert max(most) == 2
+
+
+def test_a_run_without_a_finished_episode_is_kept(tmp_path, monkeypatch, capsys):
+    def train(run, runs, children):
+        write_run(runs / run.place, "8,0,,1")
+        return 0, ""
+
+    monkeypatch.setattr(sweep, "train", train)
+    (tmp_path / "results").mkdir()
+    runs = list(sweep.expand(["ppo"], ["A-v1"], 1))
+    assert sweep.run_all(runs, 1, tmp_path / "runs", tmp_path / "results") == 0
+    assert "1/1  python ppo.py --env-id A-v1 --seed 1  return nan\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "content", "expected"),
+    [
+        (0, "", "x", True),
+        (0, "", "", False),
+        (0, "", None, False),
+        (1, "NaN or infinity at step 3", "x", True),
+        (1, "NaN or infinity at step 3", "", False),
+        (1, "disk full", "x", False),
+        (2, "NaN or infinity at step 3", "x", False),
+        (130, "", "x", False),
+    ],
+)
+def test_which_runs_have_a_result(code, words, content, expected, tmp_path):
+    metrics = tmp_path / "metrics.csv"
+    if content is not None:
+        metrics.write_text(content, encoding="utf-8")
+    assert sweep.has_result(code, words, metrics) == expected
+
+
+def test_a_run_has_a_new_folder_and_its_last_line_is_returned(tmp_path):
+    script = tmp_path / "say.py"
+    lines = ["import os, sys", "print(sys.argv[1:])", "folder = sys.argv[-1]"]
+    lines += ["print(os.path.exists(folder), file=sys.stderr)", "print('the last')", "print()"]
+    script.write_text("\n".join(lines) + "\nprint(*sys.argv[1:])\n", encoding="utf-8")
+    run = sweep.Run(f"python {script} --a 'b c' --seed 7", Path("place"))
+    write_run(tmp_path / "runs" / "place", "8,1,2,3")
+    code, words = sweep.train(run, tmp_path / "runs", [])
+    assert (code, words) == (0, f"--a b c --seed 7 --run-dir {tmp_path / 'runs' / 'place'}")
+    assert not (tmp_path / "runs" / "place").exists()
+    script.write_text("", encoding="utf-8")
+    assert sweep.train(run, tmp_path / "runs", []) == (0, "")
+
+
+@pytest.mark.parametrize("rows", [1, 999, 1000, 1001, 2000, 2001])
+def test_no_more_than_a_thousand_rows_are_kept(rows, tmp_path):
+    write_run(tmp_path / "run", *(f"{8 * i},2,{i},{i}" for i in range(1, rows + 1)))
+    outcome = sweep.keep(tmp_path / "run", tmp_path / "kept")
+    assert outcome == dict(
+        step=str(8 * rows), episodes=2 * rows, return_last100=str(rows), seconds=str(rows)
+    )
+    with open(tmp_path / "kept/metrics.csv", encoding="utf-8", newline="") as file:
+        kept = list(csv.DictReader(file))
+    assert len(kept) == {1: 1, 999: 999, 1000: 1000, 1001: 501, 2000: 1000, 2001: 667}[rows]
+    assert kept[-1]["step"] == str(8 * rows)
+    assert sum(int(row["episodes"]) for row in kept) == 2 * rows
+    for one, other in itertools.pairwise(kept):  # each has the episodes since the one before
+        assert 4 * int(other["episodes"]) == int(other["step"]) - int(one["step"])
+
+
+def test_two_runs_of_one_folder_are_refused(tmp_path, capsys):
+    one, other = sweep.Run("python ppo.py --a", Path("x")), sweep.Run("python ppo.py", Path("x"))
+    with pytest.raises(SystemExit):
+        sweep.refuse_shared_folders([one, other], [], tmp_path)
+    assert "x would be the folder of two runs" in capsys.readouterr().err
+    (tmp_path / "x").mkdir()
+    sweep.refuse_shared_folders([one], [], tmp_path)  # one that is done
+    with pytest.raises(SystemExit):
+        sweep.refuse_shared_folders([one], [one], tmp_path)
+    assert "x has another run than `python ppo.py --a`" in capsys.readouterr().err
+
+
+# Whole sweeps
 
 
 @pytest.mark.slow
@@ -182,6 +459,7 @@ def test_an_interrupted_run_starts_anew(tmp_path):
     assert [row["exit_code"] for row in ledger(tmp_path)] == ["0"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_said_and_tried_again(tmp_path):
     options = ["--scripts", "ppo", "ppo --clip-eps -1", "--envs", SHORT, "--seeds", "1"]
     for _ in range(2):
@@ -195,7 +473,11 @@ def test_a_run_that_fails_is_said_and_tried_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "count"),
-    [("ppo.py: NaN or infinity at step 9: check", 1), ("ppo.py: disk failed", 0)],
+    [
+        ("ppo.py: NaN or infinity at step 9: check", 1),
+        ("ppo.py: NaN or infinity in policy.net [0] at step 9: check", 1),
+        ("ppo.py: disk failed", 0),
+    ],
 )
 def test_a_divergence_is_a_result_and_a_full_disk_is_not(words, count, tmp_path, monkeypatch):
     def train(run, runs, children):

@@ -210,7 +210,7 @@ def train(run, runs, children):
 
 def has_result(code, words, metrics):
     """Whether the run came to its end, or diverged, which is a result too."""
-    diverged = code == 1 and "NaN or infinity at step" in words
+    diverged = code == 1 and "NaN or infinity" in words
     over = code == 0 or diverged
     return over and metrics.exists() and metrics.stat().st_size > 0
 
