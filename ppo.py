@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 import time
+import traceback
 import zipfile
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
 from pkgutil import resolve_name
@@ -22,14 +24,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.wrappers.vector import FlattenObservation, RecordEpisodeStatistics
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam
 
-from common.networks import Normalizer, Policy, Value
+from common.networks import Normalizer, Policy, Value, make_head
 from common.returns import RewardScaler, gae
 from common.workers import average_gradients, average_metrics, gather
 
@@ -106,13 +108,13 @@ def update_policy(policy: Policy, optimizer: Adam, batch: Batch, args: Args) -> 
     for _ in range(args.policy_epochs):
         if args.target_kl < math.inf and measure(policy, batch)["kl"] > args.target_kl:
             break  # not before the first epoch: there the KL is 0
-        for idx in minibatches(batch, args):
-            dist = policy(batch.obs[idx])  # exactly π_old in the first step, so ρ = 1
-            ratio = (dist.log_prob(batch.actions[idx]) - batch.old_log_probs[idx]).exp()
+        for part in minibatches(batch, args):
+            dist = policy(part.obs)  # exactly π_old in the first step, so ρ = 1
+            log_ratio = dist.log_prob(part.actions) - part.old_log_probs
+            ratio = log_ratio.clamp(max=20).exp()  # if it overflowed, its gradient would be NaN
             clipped_ratio = ratio.clamp(1 - args.clip_eps, 1 + args.clip_eps)
-            advantages = batch.advantages[idx]
-            objective = torch.min(ratio * advantages, clipped_ratio * advantages).mean()
-            minimize(-(objective + entropy_bonus(dist, args)), optimizer, len(idx), args)
+            objective = torch.min(ratio * part.advantages, clipped_ratio * part.advantages).mean()
+            minimize(-(objective + entropy_bonus(dist, args)), optimizer, len(part.obs), args)
             clipped.append(ratio != clipped_ratio)
     return {"clip_fraction": torch.cat(clipped).float().mean()}
 
@@ -123,19 +125,21 @@ def update_policy(policy: Policy, optimizer: Adam, batch: Batch, args: Args) -> 
 def update_value(value: Value, optimizer: Adam, batch: Batch, args: Args) -> None:
     """Regress V(s) on the λ-returns."""
     for _ in range(args.value_epochs):
-        for idx in minibatches(batch, args):
-            loss = (value(batch.obs[idx]) - batch.returns[idx]).square().mean()
-            minimize(loss, optimizer, len(idx), args)
+        for part in minibatches(batch, args):
+            loss = (value(part.obs) - part.returns).square().mean()
+            minimize(loss, optimizer, len(part.obs), args)
 
 
-def minibatches(batch: Batch, args: Args) -> tuple[Tensor, ...]:
-    """Shuffled indices into a batch, in parts of minibatch_size.
-
+def minibatches(batch: Batch, args: Args) -> list[Batch]:
+    """The transitions in a new order, in parts of minibatch_size; all else as it is.
     Workers with more transitions take larger parts, so all take the same number of steps.
     """
     cuts = range(args.minibatch_size, batch.fewest, args.minibatch_size)
     stretched = [cut * len(batch.obs) // batch.fewest for cut in cuts]
-    return torch.randperm(len(batch.obs)).tensor_split(stretched)
+    order = torch.randperm(len(batch.obs))
+    names = ("obs", "actions", "advantages", "returns", "old_log_probs")
+    columns = [getattr(batch, name)[order].tensor_split(stretched) for name in names]
+    return [batch._replace(**dict(zip(names, part))) for part in zip(*columns)]
 
 
 def minimize(loss: Tensor, optimizer: Adam, num_transitions: int, args: Args) -> None:
@@ -159,8 +163,7 @@ def collect(
     args: Args,
 ) -> tuple[Batch, np.ndarray, np.ndarray]:
     """Act for T steps from obs (N, …) and done (N,). Returns a batch and the last obs and done.
-    The step after `done` only resets the environment (autoreset mode NEXT_STEP): it ignores its
-    action and pays nothing. It is not a transition, so the batch leaves it out.
+    The step after `done` only resets (autoreset mode NEXT_STEP), so the batch leaves it out.
     """
     # Act
     all_obs = np.empty((args.num_steps + 1, *obs.shape), obs.dtype)  # (T+1, N, …)
@@ -175,7 +178,7 @@ def collect(
         obs, rewards[t], terminated[t], truncated, _ = envs.step(policy.head.to_env(action))
         actions.append(action)
         all_obs[t + 1] = obs
-        all_done[t + 1] = terminated[t] | truncated
+        all_done[t + 1] = np.logical_or(terminated[t], truncated)
     ended = all_done[1:]  # (T, N): which steps ended an episode
     valid = ~all_done[:-1]  # (T, N): the step after an end only resets
     # Estimate advantages
@@ -213,15 +216,17 @@ def collect(
 def measure(policy: Policy, batch: Batch) -> dict[str, float]:
     """How far the update has moved the policy, and how good V was before it."""
     dist = policy(batch.obs)
-    ratio = (dist.log_prob(batch.actions) - batch.old_log_probs).double().exp()
+    log_ratio = dist.log_prob(batch.actions) - batch.old_log_probs
+    ratio = log_ratio.clamp(max=20).double().exp()
     error = batch.returns - batch.values
+    is_constant = batch.returns.min() == batch.returns.max()  # nothing to explain
     metrics = {
         "kl": kl_divergence(batch.old_dist, dist).mean(),
         "entropy": dist.entropy().mean(),
         "ratio_mean": ratio.mean(),
         "ratio_max": max(gather(ratio.max().item())),  # of all workers
         "ess": ratio.mean() ** 2 / ratio.square().mean(),
-        "explained_variance": 1 - error.var() / batch.returns.var(),
+        "explained_variance": math.nan if is_constant else 1 - error.var() / batch.returns.var(),
         "value_loss": error.square().mean(),
     }
     return average_metrics(metrics, len(batch.obs))
@@ -230,41 +235,36 @@ def measure(policy: Policy, batch: Batch) -> dict[str, float]:
 def main(args: Args) -> int:
     """Collect, update, log and save until total_steps or a signal. Returns the exit code."""
     check(args)
-    torch.set_num_threads(min(args.num_threads, os.cpu_count()))
-    run = Run(args)
-    envs, obs, done = run.start_envs()
-    # The same weights in all workers; on a GPU, not the same noise again after a resume
-    torch.manual_seed(args.seed + 2**32 * run.iteration)
-    space = envs.single_observation_space
-    try:
+    with Run(args) as run:
+        envs, obs, done = run.start_envs()
+        # The same weights in all workers; on a GPU, not the same noise again after a resume
+        torch.manual_seed(args.seed + 2**32 * run.iteration)
+        space = envs.single_observation_space
         normalizer = Normalizer(space.shape, args.normalize_obs, space.dtype)
         policy = Policy(normalizer, envs.single_action_space, args.hidden_size).to(args.device)
-    except ValueError as error:
-        fail(f"cannot set up {args.env_id}: {error}")
-    value = Value(normalizer, args.hidden_size).to(args.device)
-    reward_scaler = RewardScaler(args.num_envs, args.gamma, args.normalize_rewards)
-    policy_optimizer = Adam(policy.parameters(), args.policy_lr, eps=1e-5, fused=True)
-    value_optimizer = Adam(value.parameters(), args.value_lr, eps=1e-5, fused=True)
-    optimizers = {"value_optimizer": value_optimizer, "policy_optimizer": policy_optimizer}
-    run.open({"policy": policy, "value": value, "scaler": reward_scaler} | optimizers)
-    while not run.is_over:
-        # Collect
-        batch, obs, done = collect(envs, obs, done, policy, value, reward_scaler, args)
-        # Update
-        lr_factor = 1 - run.step / args.total_steps if args.anneal_lr else 1
-        policy_optimizer.param_groups[0]["lr"] = lr_factor * args.policy_lr
-        value_optimizer.param_groups[0]["lr"] = lr_factor * args.value_lr
-        own_metrics = update_policy(policy, policy_optimizer, batch, args)
-        update_value(value, value_optimizer, batch, args)
-        run.refuse_nan(policy, value)
-        metrics = measure(policy, batch)
-        normalizer.update(batch.obs)  # only now, since it changes the policy too
-        # Log and save
-        metrics["learning_rate"] = policy_optimizer.param_groups[0]["lr"]
-        run.log(batch, envs, metrics, average_metrics(own_metrics, len(batch.obs)))
-        run.save()
-    envs.close()
-    return run.finish()
+        value = Value(normalizer, args.hidden_size).to(args.device)
+        reward_scaler = RewardScaler(args.num_envs, args.gamma, args.normalize_rewards)
+        policy_optimizer = Adam(policy.parameters(), args.policy_lr, eps=1e-5, fused=True)
+        value_optimizer = Adam(value.parameters(), args.value_lr, eps=1e-5, fused=True)
+        optimizers = {"value_optimizer": value_optimizer, "policy_optimizer": policy_optimizer}
+        run.open({"policy": policy, "value": value, "scaler": reward_scaler} | optimizers)
+        while not run.is_over:
+            # Collect
+            batch, obs, done = collect(envs, obs, done, policy, value, reward_scaler, args)
+            # Update
+            lr_factor = 1 - run.step / args.total_steps if args.anneal_lr else 1
+            policy_optimizer.param_groups[0]["lr"] = lr_factor * args.policy_lr
+            value_optimizer.param_groups[0]["lr"] = lr_factor * args.value_lr
+            own_metrics = update_policy(policy, policy_optimizer, batch, args)
+            update_value(value, value_optimizer, batch, args)
+            run.refuse_nan(batch)
+            metrics = measure(policy, batch)
+            normalizer.update(batch.obs)  # only now, since it changes the policy too
+            # Log and save
+            metrics["learning_rate"] = policy_optimizer.param_groups[0]["lr"]
+            run.log(batch, envs, metrics, average_metrics(own_metrics, len(batch.obs)))
+            run.save()
+        return run.finish()
 
 
 # --- the run
@@ -273,9 +273,14 @@ def main(args: Args) -> int:
 def fail(message: str, code: int = 2) -> NoReturn:
     """Print one sentence and exit, with code 2 for bad input and 1 for trouble in training."""
     print(f"{Path(__file__).name}: {message}", file=sys.stderr)
-    if torch.distributed.is_initialized():
-        os._exit(code)  # gloo's threads may abort a normal exit
     raise SystemExit(code)
+
+
+def describe(error: Exception) -> str:
+    """An error in one line, with the place where it was raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{first_line} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def check(args: Args) -> None:
@@ -286,6 +291,31 @@ def check(args: Args) -> None:
             x = getattr(args, name)
             if not is_in_range(x):
                 fail(f"--{name.replace('_', '-')} must be {range_in_words}, not {x}")
+
+
+class Guard(VectorWrapper):
+    """Turns an error in a step into a sentence, and leaves no process behind."""
+
+    has_failed = False
+
+    def step(self, actions: np.ndarray) -> tuple:
+        try:
+            return self.env.step(actions)
+        except (EOFError, ConnectionError):
+            reason = "its process has ended, perhaps for lack of memory"
+        except Exception as error:  # environments can raise anything
+            reason = describe(error)
+        self.has_failed = True
+        fail(f"an environment failed: {reason}; --resume goes on where it was saved", 1)
+
+    def close(self, **kwargs: Any) -> None:
+        processes = getattr(self.unwrapped, "processes", [])  # if mode is async
+        if not self.has_failed and all(process.is_alive() for process in processes):
+            return self.env.close(**kwargs)
+        for process in processes:  # they would wait for the one that is lost
+            process.kill()
+            process.join()
+        self.closed = True
 
 
 def make_envs(args: Args, num_envs: int, wrappers: list | tuple = (), **kwargs: Any) -> VectorEnv:
@@ -303,8 +333,12 @@ def make_envs(args: Args, num_envs: int, wrappers: list | tuple = (), **kwargs: 
         raise ValueError(f"autoreset_mode is {autoreset}, not NEXT_STEP")
     if not isinstance(envs.single_observation_space, gym.spaces.Box):
         envs = FlattenObservation(envs)
+    if envs.single_observation_space.shape is None:
+        raise ValueError("observations must have a fixed size: no Graph, no Sequence")
+    make_head(envs.single_action_space)  # refuses a space for which there is no policy
     # Room for an end at each step, under a key that environments do not use themselves
-    return RecordEpisodeStatistics(envs, num_envs * args.num_steps, stats_key="sums")
+    most_ends = num_envs * args.num_steps
+    return RecordEpisodeStatistics(Guard(envs), most_ends, stats_key="sums")
 
 
 def load_checkpoint(run_dir: str) -> dict:
@@ -314,21 +348,28 @@ def load_checkpoint(run_dir: str) -> dict:
         if damaged := zipfile.ZipFile(path).testzip():  # torch.load ignores the checksums
             raise ValueError(f"{damaged} is damaged")
         checkpoint = torch.load(path, "cpu", weights_only=True)
-        if checkpoint["script"] != Path(__file__).stem:
-            fail(f"{run_dir} is a run of {checkpoint['script']}.py: give it to that script")
-        return checkpoint | {"args": vars(Args(**checkpoint["args"]))}  # refuses unknown options
+        script, options = checkpoint["script"], dict(checkpoint["args"])
     except Exception as error:  # a damaged file can raise anything
-        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-        fail(f"{run_dir} has no checkpoint.pt that can be read ({first_line})")
+        fail(f"{run_dir} has no checkpoint.pt that can be read: {describe(error)}")
+    if script != Path(__file__).stem:
+        fail(f"{run_dir} is a run of {script}.py: give it to that script")
+    known = {field.name for field in fields(Args)}
+    if unknown := options.keys() - known:
+        missing = known - options.keys()
+        fail(f"{run_dir} has the options {unknown}, unknown here, and lacks {missing or 'none'}")
+    return checkpoint | {"args": vars(Args(**options))}  # with defaults for newer options
 
 
-class Run:
-    """The progress of training, and the folder in which the first worker records it."""
+class Run(ExitStack):
+    """The progress of training, and the folder in which the first worker records it.
+    At its end it gives back what it has taken: environments, files, signal handlers, threads.
+    """
 
     def __init__(self, args: Args):
+        super().__init__()
         self.args = args
-        self.rank = int(os.environ.get("RANK", 0))
         self.num_workers = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ["RANK"]) if self.num_workers > 1 else 0
         self.saved = load_checkpoint(args.resume) if args.resume else {}
         progress = self.saved.get("progress", (0, 0, 0.0, [], 0))
         self.iteration, self.step, self.seconds, self.recent_returns, self.csv_size = progress
@@ -341,10 +382,15 @@ class Run:
             name = option.replace("-", "_")
             if args.resume and getattr(args, name) != self.saved["args"][name]:
                 fail(f"--{option} cannot change when a run resumes: start a new one")
+        self.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(min(args.num_threads, os.cpu_count()))
         self.signals = []
-        self.old_handlers = {}
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self.old_handlers[signum] = signal.signal(signum, self.stop)
+
+    def on_signal(self, signum: int, handler: Any) -> None:
+        """Set a handler until the run ends; only the main thread may."""
+        with suppress(ValueError):
+            old_handler = signal.signal(signum, handler)
+            self.callback(signal.signal, signum, old_handler or signal.SIG_DFL)
 
     def stop(self, signum: int, frame: Any) -> None:
         """The first signal ends training after this iteration; a second one kills."""
@@ -355,7 +401,12 @@ class Run:
         """Make environments, join the workers, and reset. Returns envs, obs and done."""
         args = self.args
         try:
+            # The processes of environments inherit this: Ctrl-C is for the run to handle
+            self.on_signal(signal.SIGINT, signal.SIG_IGN)
             envs = make_envs(args, args.num_envs)
+            self.callback(envs.close)
+            self.on_signal(signal.SIGINT, self.stop)
+            self.on_signal(signal.SIGTERM, self.stop)
             if self.num_workers > 1:  # nccl fails where there is no GPU
                 backend = "gloo" if args.device == "cpu" else "cpu:gloo,cuda:nccl"
                 torch.distributed.init_process_group(backend)
@@ -364,13 +415,14 @@ class Run:
             first_seed = self.seed % (2**31 - self.num_workers * args.num_envs)  # all < 2**31
             obs, _ = envs.reset(seed=first_seed + self.rank * args.num_envs)  # env i adds i
             # Fail before there is a folder if memory or the device is insufficient
-            np.empty((args.num_steps + 1) * getattr(obs, "nbytes", 0), np.uint8)
+            np.empty((args.num_steps + 1) * obs.nbytes, np.uint8)
             torch.empty(args.hidden_size, args.hidden_size)
-            torch.ones(1, device=args.device).cpu()
+            torch.ones(1, dtype=torch.float64, device=args.device).cpu()
+        except gym.error.Error as error:
+            fail(f"cannot set up {args.env_id}: {type(error).__name__}: {error}")
         except Exception as error:  # environments can raise anything
-            hint = "try --wrappers"  # MiniGrid's observations fail without a message
-            reason = f"{type(error).__name__}: {str(error) or hint}"
-            fail(f"cannot set up {args.env_id}: {reason}")
+            hint = "" if str(error) else "; try --wrappers"  # so do MiniGrid's observations
+            fail(f"cannot set up {args.env_id}: {describe(error)}{hint}")
         return envs, obs, np.zeros(args.num_envs, bool)
 
     def open(self, parts: dict) -> None:
@@ -392,11 +444,15 @@ class Run:
         script = Path(__file__).stem
         self.config = {"script": script, "args": vars(self.args), "workers": self.num_workers}
         self.config |= {"torch": str(torch.__version__), "gym": gym.__version__}
-        (self.folder / "config.tmp").write_text(json.dumps(self.config, indent=2) + "\n")
+        text = json.dumps(self.config, indent=2) + "\n"
+        (self.folder / "config.tmp").write_text(text, encoding="utf-8")
         os.replace(self.folder / "config.tmp", self.folder / "config.json")
-        self.csv = open(self.folder / "metrics.csv", "a", buffering=1)  # line by line
+        file = open(self.folder / "metrics.csv", "a", encoding="utf-8", buffering=1)  # by lines
+        self.csv = self.enter_context(file)
         self.csv.truncate(min(self.csv_size, self.csv.tell()))  # to the rows of the checkpoint
         self.events = writer(self.folder, purge_step=self.step + 1) if writer else None
+        if self.events:
+            self.callback(self.events.close)
 
     def restore(self) -> None:
         """Load the state of each part, and of the random number generator."""
@@ -417,13 +473,18 @@ class Run:
             except FileExistsError:
                 self.folder = Path(f"{name}-{suffix}")
 
-    def refuse_nan(self, *networks: nn.Module) -> None:
+    def refuse_nan(self, batch: Batch) -> None:
         """End the run before NaN or infinity is logged or saved."""
-        if all(x.isfinite().all() for network in networks for x in network.parameters()):
-            return
+        tensors = {"observations": batch.obs, "rewards or last observations": batch.returns}
+        for name in ("scaler", "policy", "value"):
+            tensors |= self.parts[name].state_dict(prefix=f"{name}.")
         saved = f"the last checkpoint is in {self.folder}" if self.iteration else "nothing is saved"
-        advice = "check rewards or lower the learning rates"
-        fail(f"NaN or infinity at step {self.step}: {advice}; {saved}", 1)
+        for name, x in tensors.items():
+            if x.is_floating_point() and not x.float().isfinite().all():
+                entry = (~x.float().isfinite()).nonzero()[0, 1:].tolist() or ""
+                trouble = f"NaN or infinity in {name}{entry} at step {self.step}"
+                advice = "check the environment or lower the learning rates"
+                fail(f"{trouble}: {advice}; {saved}", 1)
 
     def log(self, batch: Batch, envs: VectorEnv, metrics: dict, own_metrics: dict) -> None:
         """Count an iteration of all workers, and have the first one report it."""
@@ -459,8 +520,8 @@ class Run:
         """Add a row to metrics.csv, where NaN is left empty, and to the event files."""
         if self.csv.tell() == 0:
             self.csv.write(",".join(row) + "\n")
-        numbers = ["" if math.isnan(x) else f"{x:.9g}" for x in row.values()]
-        self.csv.write(",".join(numbers) + "\n")
+        numbers = [f"{x:.9g}" if isinstance(x, float) else f"{x}" for x in row.values()]
+        self.csv.write(",".join(numbers).replace("nan", "") + "\n")
         if self.events:
             for name, x in row.items():
                 self.events.add_scalar(name, x, self.step)
@@ -495,9 +556,7 @@ class Run:
         self.next_save = time.time() + self.args.checkpoint_interval
 
     def finish(self) -> int:
-        """Restore signal handlers, and say where the run is. Returns the exit code."""
-        for signum, handler in self.old_handlers.items():
-            signal.signal(signum, handler)
+        """Say where the run is. Returns the exit code."""
         if self.num_workers > 1:
             torch.distributed.destroy_process_group()
         if self.rank == 0:
@@ -508,15 +567,20 @@ class Run:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # with ? for γ where the encoding has none
     args = tyro.cli(Args)
     if args.resume:  # parse again, with that run's options as defaults
         args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume)["args"]))
     try:
         code = main(args)
+    except SystemExit as stop:
+        code = stop.code
     except (OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not torch.distributed.is_initialized():
             raise  # a bug: show where
-        fail(f"disk, memory or a worker failed: {error}; --resume goes on where it was saved", 1)
-    if int(os.environ.get("RANK", 0)) > 0:
-        os._exit(code)  # gloo's threads again, see fail
+        trouble = f"disk, memory or a worker failed: {error}"
+        print(f"{trouble}; --resume goes on where it was saved", file=sys.stderr)
+        code = 1
+    if "RANK" in os.environ:
+        os._exit(code)  # gloo's threads may abort a normal exit
     sys.exit(code)

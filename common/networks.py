@@ -1,12 +1,15 @@
 """Policy and value networks for any Gymnasium spaces of a fixed size."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
+from torch.distributions.kl import register_kl
+from torch.nn.functional import logsigmoid
 
 from common.workers import gather
 
@@ -18,10 +21,8 @@ class Normalizer(nn.Module):
     With enabled=False there are no moments, and only images are scaled.
     """
 
-    def __init__(self, shape: tuple | None, enabled: bool = True, dtype: type = np.float32):
+    def __init__(self, shape: tuple[int, ...], enabled: bool = True, dtype: type = np.float32):
         super().__init__()
-        if shape is None:
-            raise ValueError("observations must have a fixed size: no Graph, no Sequence")
         self.shape = shape
         self.enabled = enabled
         self.is_image = dtype == np.uint8 and sum(size >= 5 for size in shape) >= 2
@@ -120,13 +121,34 @@ class CNN(nn.Module):
         return self.layers(images.to(memory_format=torch.channels_last))  # the faster format
 
 
+class SureCategorical(Categorical):
+    """Its KL stays finite where a probability is too small for a float, and torch's is inf."""
+
+
+class SureBernoulli(Bernoulli):
+    """Its KL comes from logits, since torch's is inf or wrong for probabilities near 0 or 1."""
+
+
+@register_kl(SureCategorical, SureCategorical)
+def kl_of_categoricals(old: SureCategorical, new: SureCategorical) -> Tensor:
+    return (old.probs * (old.logits - new.logits)).sum(-1)
+
+
+@register_kl(SureBernoulli, SureBernoulli)
+def kl_of_bernoullis(old: SureBernoulli, new: SureBernoulli) -> Tensor:
+    x, y = old.logits, new.logits
+    kl_if_1 = x.sigmoid() * (logsigmoid(x) - logsigmoid(y))
+    return kl_if_1 + (-x).sigmoid() * (logsigmoid(-x) - logsigmoid(-y))
+
+
 class CategoricalHead(nn.Module):
     """Discrete and MultiDiscrete actions: a categorical for each, padded to the widest."""
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete):
         super().__init__()
         self.space = space
-        sizes = torch.as_tensor(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+        sizes = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        sizes = torch.as_tensor(np.asarray(sizes).tolist())  # of any integer type
         self.shape = (*space.shape, int(sizes.max()))
         missing = torch.arange(self.shape[-1]) >= sizes.unsqueeze(-1)
         # Finite, so that no gradient is 0 · inf; yet the probability is exactly 0
@@ -136,7 +158,7 @@ class CategoricalHead(nn.Module):
         return outputs if self.padding is None else outputs + self.padding
 
     def forward(self, outputs: Tensor) -> Distribution:
-        dist = Categorical(logits=self.logits(outputs), validate_args=False)
+        dist = SureCategorical(logits=self.logits(outputs), validate_args=False)
         parts = len(self.shape) - 1  # 0 for Discrete
         return Independent(dist, parts, validate_args=False) if parts else dist
 
@@ -145,7 +167,7 @@ class CategoricalHead(nn.Module):
         return (self.logits(outputs) - exponential.log_()).argmax(-1)  # the Gumbel-max trick
 
     def to_env(self, actions: Tensor) -> np.ndarray:
-        return np.add(actions.numpy(force=True), self.space.start, dtype=self.space.dtype)
+        return (actions.numpy(force=True) + self.space.start).astype(self.space.dtype)
 
 
 class BernoulliHead(nn.Module):
@@ -157,7 +179,7 @@ class BernoulliHead(nn.Module):
         self.shape = space.shape
 
     def forward(self, outputs: Tensor) -> Distribution:
-        dist = Bernoulli(logits=outputs, validate_args=False)
+        dist = SureBernoulli(logits=outputs, validate_args=False)
         return Independent(dist, len(self.shape), validate_args=False)
 
     def sample(self, outputs: Tensor) -> Tensor:
@@ -168,14 +190,29 @@ class BernoulliHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """Box actions: independent normals, with one learned standard deviation for all states."""
+    """Box actions: independent normals, with one learned standard deviation for all states.
+    Actions are in units that put the bounds at ±1 to ±3, so that a task in grams is learned as
+    the same task in tons is. The unit is 1, as before, where the bounds are there already.
+    """
 
     def __init__(self, space: spaces.Box):
         super().__init__()
         self.space = space
         self.shape = space.shape
-        std = np.clip(space.high / 4 - space.low / 4, 1e-3, 1)  # high - low may overflow
-        self.log_std = nn.Parameter(torch.tensor(np.log(std).tolist()))
+        half = space.high / 2 - space.low / 2  # high - low may overflow
+        self.log_std = nn.Parameter(torch.tensor(np.log(np.clip(half / 2, 0.5, 1)).tolist()))
+        half = np.where(half < 1e30, half, 0)  # infinite, or as good as
+        unit = np.where(half > 0, half / np.clip(half, 1, 3), 1)
+        center = np.clip(0, space.low + half, space.high - half)
+        self.register_buffer("unit", torch.tensor(unit.tolist()))
+        self.register_buffer("center", torch.tensor(center.tolist()))
+        self.register_load_state_dict_pre_hook(self.add_units)
+
+    @staticmethod
+    def add_units(self: "GaussianHead", state: dict, prefix: str, *rest: Any) -> None:
+        """Checkpoints from before there were units have actions as the environment takes them."""
+        state.setdefault(f"{prefix}unit", torch.ones_like(self.unit))
+        state.setdefault(f"{prefix}center", torch.zeros_like(self.center))
 
     def forward(self, outputs: Tensor) -> Distribution:
         dist = Normal(outputs, self.log_std.exp(), validate_args=False)
@@ -186,7 +223,8 @@ class GaussianHead(nn.Module):
 
     def to_env(self, actions: Tensor) -> np.ndarray:
         # Only the environment sees the clipped action
-        clipped = np.clip(actions.numpy(force=True), self.space.low, self.space.high)
+        actions = torch.addcmul(self.center, self.unit, actions).numpy(force=True)
+        clipped = np.clip(actions, self.space.low, self.space.high)
         if self.space.dtype.kind in "iu":  # integers
             clipped = clipped.round()
         return clipped.astype(self.space.dtype)

@@ -16,12 +16,12 @@ def gae(
     All are (T, N), except values, (T+1, N): V(s_0) … V(s_T). δ_t = r_t + γ V(s_{t+1}) − V(s_t),
     without V(s_{t+1}) if the step terminated. The sum ends with a step that is done.
     """
-    delta = rewards + gamma * values[1:] * ~terminated - values[:-1]
-    decay = gamma * gae_lambda * ~done
+    next_values = np.where(terminated, 0.0, values[1:])  # 0 · NaN would be NaN
+    delta = rewards + gamma * next_values - values[:-1]
     advantages = np.empty_like(delta)
     advantage = 0.0
     for t in reversed(range(len(delta))):
-        advantage = delta[t] + decay[t] * advantage
+        advantage = delta[t] + np.where(done[t], 0.0, gamma * gae_lambda * advantage)
         advantages[t] = advantage
     return advantages
 
@@ -40,9 +40,10 @@ class RewardScaler(nn.Module):
     def forward(self, rewards: Array, done: Array, valid: Array) -> Array:  # all (T, N)
         history = np.empty(rewards.shape)
         for t in range(len(rewards)):
-            self.discounted = self.gamma * self.discounted + rewards[t]
+            reward = np.where(valid[t], rewards[t], 0.0)
+            self.discounted = self.gamma * self.discounted + reward
             history[t] = self.discounted
-            self.discounted = self.discounted * ~done[t]
+            self.discounted = np.where(done[t], 0.0, self.discounted)
         self.moments.update(torch.from_numpy(history[valid]))
         std = self.moments.std.item()
         return rewards / std if std > 1e-8 else rewards  # if returns differ at all

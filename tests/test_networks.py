@@ -25,6 +25,7 @@ DISCRETE = [
     spaces.MultiBinary(3),
     spaces.MultiBinary([2, 2]),
 ]
+UNITS = {"head.unit", "head.center"}
 BOX = [
     spaces.Box(-1, 2, ()),
     spaces.Box(np.array([-1, -2, 0]), np.array([1, 2, 5]), dtype=np.float64),
@@ -140,8 +141,8 @@ def test_gaussian_samples(space):
     ("space", "action", "sent"),
     [
         (BOX[0], 9.0, 2),
-        (BOX[1], [9.0, -9, 3], [1, -2, 3]),
-        (BOX[2], [[-9.0, 9], [0.5, 2]], [[-1, 2], [0.5, 2]]),
+        (BOX[1], [9.0, -9, 1], [1, -2, 3.5]),  # the middle of 0 to 5 is 2.5
+        (BOX[2], [[-9.0, 9], [0.5, -1]], [[-1, 2], [1, -0.5]]),
         (BOX[3], [-1e9, 0.25], [-1e9, 0.25]),
         (spaces.Box(-3, 3, (3,), np.int64), [1.75, -1.75, 9.0], [2, -2, 3]),
     ],
@@ -215,18 +216,44 @@ def test_first_policy_is_near_uniform_or_half_as_wide_as_its_range():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "dtype", "std"),
+    ("low", "high", "mean", "std"),
     [
-        ([-2, 0, -0.4], [2, 1, 0.4], np.float32, [1, 0.25, 0.2]),  # a quarter of 4, 1 and 0.8
-        ([-3, -np.inf, 0], [3, np.inf, np.inf], np.float64, [1, 1, 1]),  # but 1 at most
-        ([-3e38, 0, 5], [3e38, 1e-9, 5], np.float32, [1, 0.001, 0.001]),  # and not 0
-        ([0, 0, 7], [255, 1, 9], np.uint8, [1, 0.25, 0.5]),
+        ([-2, 0, -0.4], [2, 1, 0.4], [0, 0.5, 0], [1, 0.25, 0.2]),  # a quarter of 4, 1 and 0.8
+        ([-3, -np.inf, 0], [3, np.inf, np.inf], [0, 0, 0], [1, 1, 1]),
+        ([-3e38, 0, 5], [3e38, 1e-9, 5], [0, 5e-10, 5], [1, 2.5e-10, 0.5]),
+        ([0, 7, 300], [255, 9, 330], [127.5, 8, 315], [42.5, 0.5, 5]),  # a third of a wide half
     ],
 )
-def test_first_standard_deviation_fits_the_range_of_each_action(low, high, dtype, std):
-    space = spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=dtype)
-    dist = Policy(Normalizer((2,)), space)(OBS)
-    assert_allclose(dist.stddev[0].detach(), std, rtol=1e-6)
+def test_the_first_policy_fits_the_range_of_each_action(low, high, mean, std):
+    """In the units of the environment, before the bounds clip it."""
+    space = spaces.Box(np.float64(low), np.float64(high), dtype=np.float64)
+    head = Policy(Normalizer((2,)), space).head
+    assert_allclose(head.center, mean, rtol=1e-6)
+    assert_allclose(head.unit * head.log_std.exp().detach(), std, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [1e-6, 1e-3, 0.4])
+def test_the_same_policy_acts_alike_in_other_units(bound):
+    """What is sampled and scored is the same; only what the environment gets is scaled."""
+    policies, sent = {}, {}
+    for limit in (1.0, bound):
+        torch.manual_seed(0)
+        policies[limit] = policy = Policy(Normalizer((2,)), spaces.Box(-limit, limit, (2,)))
+        actions = policy.sample(OBS)
+        sent[limit] = policy.head.to_env(actions) / limit
+    assert_allclose(sent[bound], sent[1.0], rtol=1e-5)
+    here, there = (policy(OBS).log_prob(actions).detach() for policy in policies.values())
+    assert_array_equal(here, there)
+
+
+def test_a_checkpoint_without_units_acts_as_it_did():
+    """Before there were units, actions were those of the environment."""
+    old, new = (Policy(Normalizer((2,)), spaces.Box(0, 0.01, (2,))) for _ in range(2))
+    state = {name: x for name, x in old.state_dict().items() if name not in UNITS}
+    new.load_state_dict(state)
+    assert_allclose(new.head.to_env(torch.tensor([[0.004, -1]])), [[0.004, 0]], rtol=1e-6)
+    new.load_state_dict(old.state_dict())
+    assert_allclose(new.head.to_env(torch.tensor([[0.5, -1]])), [[0.0075, 0]], rtol=1e-6)
 
 
 class Showing(gym.Env):
@@ -283,9 +310,8 @@ def test_every_observation_space_reaches_the_networks(space, shown, flat):
 
 def test_observations_without_a_size_are_refused():
     space, shown = spaces.Dict(which=THREE, many=spaces.Sequence(THREE)), {"which": 1, "many": (1,)}
-    envs = ppo.make_envs(ppo.Args(env_id="Showing-v0"), 3, space=space, shown=shown)
     with pytest.raises(ValueError, match="fixed size"):
-        Normalizer(envs.single_observation_space.shape)
+        ppo.make_envs(ppo.Args(env_id="Showing-v0"), 3, space=space, shown=shown)
 
 
 def image_networks(shape, **options):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from recording import Recorder, make_batch
+from torch.distributions import Normal
 from torch.nn.utils import parameters_to_vector
 
 import ppo
@@ -229,24 +230,42 @@ def test_options_reach_what_they_are_for(tmp_path):
     assert (moments["moments.mean"], moments["moments.std"]) == (1, 1e-8)
 
 
-def test_number_of_threads(tmp_path):
-    ppo.main(ppo.Args(total_steps=100, num_threads=2, run_dir=str(tmp_path / "run"), **SIZES))
-    threads = torch.get_num_threads()
-    ppo.main(ppo.Args(total_steps=100, num_threads=10**6, run_dir=str(tmp_path / "all"), **SIZES))
-    most = torch.get_num_threads()
-    torch.set_num_threads(1)
-    assert threads == min(2, os.cpu_count())
-    assert most == os.cpu_count()  # far more of them end the process
+def test_a_minibatch_has_all_of_a_transition():
+    """Transition i has i in each of its fields."""
+    names = ["obs", "actions", "advantages", "returns", "old_log_probs"]
+    numbers = dict.fromkeys(names, torch.arange(10.0))
+    batch = make_batch(ppo, Normal(torch.zeros(10), 1), **numbers, fewest=10)
+    parts = ppo.minibatches(batch, ppo.Args(minibatch_size=4))
+    assert [len(part.obs) for part in parts] == [4, 4, 2]
+    for part in parts:
+        for column in (part.actions, part.advantages, part.returns, part.old_log_probs):
+            assert torch.equal(column, part.obs)
+
+
+def test_number_of_threads(tmp_path, monkeypatch):
+    during = []
+    collect = ppo.collect
+
+    def spy(*args):
+        during.append(torch.get_num_threads())
+        return collect(*args)
+
+    monkeypatch.setattr(ppo, "collect", spy)
+    for threads in (2, 10**6):
+        run_dir = str(tmp_path / str(threads))
+        ppo.main(ppo.Args(total_steps=100, num_threads=threads, run_dir=run_dir, **SIZES))
+    assert during == [min(2, os.cpu_count()), os.cpu_count()]  # far more of them end the process
+    assert torch.get_num_threads() == 1  # as before
 
 
 def test_minibatches_are_in_proportion_to_those_of_the_worker_with_the_least():
     """Here this one has twice as many transitions, and so as many minibatches, but larger ones."""
     args = ppo.Args(minibatch_size=32)
     for least, most in [(80, 160), (80, 163), (64, 64), (65, 100), (7, 7)]:
-        batch = make_batch(ppo, None, obs=torch.zeros(most, 4), fewest=least)
-        parts = ppo.minibatches(batch, args)
-        assert sorted(torch.cat(parts).tolist()) == list(range(most))
-        ends = np.cumsum([len(part) for part in parts])
+        obs = torch.arange(most)
+        parts = ppo.minibatches(make_batch(ppo, None, obs=obs, fewest=least), args)
+        assert sorted(torch.cat([part.obs for part in parts]).tolist()) == list(range(most))
+        ends = np.cumsum([len(part.obs) for part in parts])
         assert ends.tolist() == [32 * i * most // least for i in range(1, len(ends))] + [most]
         assert len(ends) == math.ceil(least / 32)
 

@@ -98,7 +98,7 @@ class Problem:
             obs=obs,
             actions=actions,
             advantages=advantages,
-            returns=None,
+            returns=advantages,  # of which no policy update takes notice
             values=None,
             old_dist=self.old_dist(obs),
             old_log_probs=self.old_dist(obs).log_prob(actions),

@@ -355,7 +355,7 @@ def slopes(script, ratios, advantage):
         obs=torch.arange(n),
         actions=actions,
         advantages=torch.full((n,), advantage).double(),
-        returns=None,
+        returns=torch.zeros(n),  # of which no policy update takes notice
         values=None,
         old_dist=old_dist,
         old_log_probs=old_dist.log_prob(actions),
