@@ -2,6 +2,7 @@
 
 import csv
 import ctypes.util
+import dataclasses
 import importlib
 import json
 import multiprocessing
@@ -136,10 +137,10 @@ def test_returns_of_sampled_actions(run, capsys):
 
 
 def test_episodes_that_do_not_end_are_cut_off(run, capsys):
-    evaluate.main(evaluate.Args(run, episodes=4, mode=True, max_steps=3))
+    evaluate.main(evaluate.Args(run, episodes=5, mode=True, max_steps=3))
     said = capsys.readouterr().out
-    assert "returns: 2 3 3 3\n" in said
-    assert "2 of them were cut off at --max-steps 3" in said
+    assert "returns: 2 3 3 3 3\n" in said
+    assert "3 of them were cut off at --max-steps 3" in said
 
 
 def test_observations_are_clipped_as_in_training(run, capsys):
@@ -167,6 +168,16 @@ def test_each_evaluation_adds_a_line_to_the_output(run, tmp_path, capsys):
     assert (first["return_mean"], first["length_mean"]) == ("3.5", "3.5")
     assert float(first["return_std"]) == pytest.approx(1.25**0.5)  # of 2 3 4 5
     assert (second["episodes"], second["return_mean"], second["return_std"]) == ("2", "2.5", "0.5")
+
+
+def test_a_line_of_another_script_and_of_sampled_actions(tmp_path):
+    run_dir = train(tmp_path / "run", "trpo", seed=5, env_id="Noise-v0")
+    output = tmp_path / "evaluated.csv"
+    evaluate.main(evaluate.Args(run_dir, episodes=3, output=str(output)))
+    with open(output, encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["script"], row["seed"], row["actions"]) == ("trpo", "5", "sampled")
+    assert row["episodes"] == "3"
 
 
 def test_an_output_that_cannot_be_written_is_said(run, capsys):
@@ -503,6 +514,35 @@ def test_a_film_that_would_show_something_else_is_refused(capsys):
     words = "cannot film CartPole-v1 with observations of the shape (2,)"
     assert words in capsys.readouterr().err
     assert stage.closings == 1
+
+
+def test_the_stage_of_an_atari_game():
+    """Frames as they come, prepared by wrappers to the stacks of Atari's own vectorized form."""
+
+    class Script:
+        def make_envs(self, args, num_envs, wrappers, **options):
+            asked.append((args, num_envs, wrappers, options))
+            stage = Flags(num_envs=1)
+            stage.single_observation_space = space
+            return stage
+
+    asked, space, wrapper = [], spaces.Box(0, 255, (3, 60, 40), np.uint8), gym.Wrapper
+    frames = dict(img_height=60, img_width=40, stack_num=3)
+    kwargs = json.dumps(dict(repeat_action_probability=0.5) | frames)
+    args = ppo.Args(env_id="ale_py:ALE/Pong-v5", env_kwargs=kwargs)
+    evaluate.make_stage(Script(), args, space, wrapper)
+    (single, num_envs, (first, resize, stack), options) = asked[0]
+    assert json.loads(single.env_kwargs) == dict(repeat_action_probability=0.5)
+    assert (single.env_id, num_envs, first) == (args.env_id, 1, wrapper)
+    assert options == dict(vectorization_mode="sync", render_mode="rgb_array", frameskip=1)
+    assert resize.func is gym.wrappers.AtariPreprocessing
+    assert resize.keywords == dict(screen_size=(40, 60))  # width and height
+    assert stack.func is gym.wrappers.FrameStackObservation
+    assert stack.keywords == dict(stack_size=3)
+    own = dataclasses.replace(args, wrappers=("gymnasium.wrappers:FrameStackObservation",))
+    evaluate.make_stage(Script(), own, space, wrapper)  # which has wrappers that prepare them
+    assert asked[1][:3] == (own, 1, [wrapper])
+    assert "frameskip" not in asked[1][3]
 
 
 def test_moviepy_that_is_missing_is_named(failing, capsys, monkeypatch):

@@ -119,8 +119,8 @@ def test_a_label_names_the_options_in_which_runs_differ(tmp_path):
     write(tmp_path / "a", ["1,1,1"], gamma=0.9, clip_eps=0.1, seed=1)
     write(tmp_path / "b", ["1,1,2"], gamma=0.9, clip_eps=0.2, seed=1)
     write(tmp_path / "c", ["1,1,3"], gamma=0.9, clip_eps=0.2, seed=2)
-    write(tmp_path / "d", ["1,1,4"], gamma=0.5, clip_eps=0.2, env_id="B")
-    write(tmp_path / "e", ["1,1,5"], gamma=0.9, clip_eps=0.3, script="trpo")
+    write(tmp_path / "d", ["1,1,4"], gamma=0.9, clip_eps=0.2, seed=1, env_id="B")
+    write(tmp_path / "e", ["1,1,5"], gamma=0.9, clip_eps=0.2, seed=1, script="trpo")
     runs = read(tmp_path)
     ends = {
         env: {label: [rows[COLUMN][-1] for rows in group] for label, group in series.items()}
@@ -140,6 +140,18 @@ def test_an_option_that_older_runs_lack_sets_no_run_apart(first, tmp_path):
     write(tmp_path / "c", ["1,1,3"], seed=3, weight_cap=2)
     labels = {"ppo", "ppo --weight-cap 1", "ppo --weight-cap 2"}
     assert set(read(tmp_path)["A"]) == labels
+
+
+def test_runs_of_several_workers_are_apart(tmp_path):
+    """Older runs do not say how many they were: one."""
+    for seed, workers in enumerate([None, 1, 4]):
+        run = tmp_path / str(seed)
+        write(run, ["1,1,1"], seed=seed)
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        config |= {} if workers is None else dict(workers=workers)
+        (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    found = {label: len(group) for label, group in read(tmp_path)["A"].items()}
+    assert found == {"ppo --workers 1": 2, "ppo --workers 4": 1}
 
 
 FREE = dict(seed=1, run_dir="x", resume="x", checkpoint_interval=1, device="x", num_threads=2)
@@ -385,7 +397,7 @@ def test_scores_are_between_the_random_policy_and_the_best_end():
         "C": {"ppo": [ending(1)]},
     }
     random_runs = {
-        "A": {"x": [ending(8), ending(12)], "y": [curve((0, 1, 99), (100, 2, 10))]},
+        "A": {"x": [ending(6), ending(12)], "y": [curve((0, 1, 99), (100, 2, 12))]},
         "B": {"x": [ending(-10)]},
     }
     envs, scores = plot.scores_of(runs, random_runs, COLUMN, points=3)
@@ -460,6 +472,16 @@ def test_performance_profile(axes):
     assert (lows[2], highs[2]) == (0.5, 1)  # the first task's runs are drawn: 0, 1 or 2 above
 
 
+def test_the_band_of_a_performance_profile_is_that_of_95_percent(axes, monkeypatch):
+    """As of a mean: the fraction of 40 runs that is above is binomial."""
+    monkeypatch.setattr(plot, "REPS", REPS)
+    ends = np.repeat([1.0, 0.0], [20, 20])[:, None]
+    plot.draw_performance_profile(axes, ends, np.array([0.25, 0.5]), dict(color="C0"))
+    _, lows, highs = band(axes)
+    expected = stats.binom.ppf([0.025, 0.975], 40, 0.5) / 40
+    assert_allclose([lows[0], highs[0]], expected)
+
+
 def test_profiles(capsys):
     scores = {
         "trpo": np.array([[[0, 1.0], [0, 0.5]], [[0, 0.5], [0, 0.5]]]),
@@ -523,6 +545,15 @@ def test_main(tmp_path, capsys):
     ]
     for picture in pictures.values():
         assert open(picture, "rb").read(4) == b"\x89PNG"
+
+
+def test_runs_of_the_random_policy_of_other_environments_are_of_no_use(tmp_path, capsys):
+    runs = write(tmp_path / "runs" / "a", ["10,1,5"])
+    write(tmp_path / "random" / "a", ["10,1,1"], env_id="B")
+    args = plot.Args([runs], output="", profiles="x.png", random=str(tmp_path / "random"))
+    with pytest.raises(SystemExit):
+        plot.main(args)
+    assert "has no run of these environments" in capsys.readouterr().err
 
 
 def test_main_draws_the_column_it_is_asked_for(tmp_path, capsys):

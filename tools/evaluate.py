@@ -171,7 +171,6 @@ def append_row(path, row):
         with open(path, "a+", encoding="utf-8", newline="") as file:
             file.seek(0)
             header = file.readline().strip()
-            file.seek(0, os.SEEK_END)
             if header not in ("", ",".join(row)):
                 fail(f"{path} has other columns: give another file, or remove it")
             writer = csv.DictWriter(file, row)

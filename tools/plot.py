@@ -223,14 +223,20 @@ def mean(scores):
     return scores.mean(axis=(0, 1))
 
 
-def estimate(scores, statistic=interquartile_mean):
-    """A statistic, (T,), and its interval, (2, T), of scores, (R, tasks, T)."""
+def seeded_rliable():
+    """The library of rliable; what it draws is the same each time."""
     from rliable import library
 
+    np.random.seed(0)  # noqa: NPY002, rliable draws from this generator
+    return library
+
+
+def estimate(scores, statistic=interquartile_mean):
+    """A statistic, (T,), and its interval, (2, T), of scores, (R, tasks, T)."""
     if len(scores) == 1:  # one run alone says nothing about the spread
         return statistic(scores), np.array([statistic(scores)] * 2)
-    np.random.seed(0)  # noqa: NPY002, rliable draws from this generator
-    estimates, intervals = library.get_interval_estimates({0: scores}, statistic, reps=REPS)
+    rliable = seeded_rliable()
+    estimates, intervals = rliable.get_interval_estimates({0: scores}, statistic, reps=REPS)
     return estimates[0], intervals[0]
 
 
@@ -349,10 +355,8 @@ def draw_sample_efficiency(axes, scores, style):
 
 
 def draw_performance_profile(axes, ends, levels, style):
-    from rliable import library
-
-    np.random.seed(0)  # noqa: NPY002, rliable draws from this generator
-    above, intervals = library.create_performance_profile({0: ends}, levels, reps=REPS)
+    rliable = seeded_rliable()
+    above, intervals = rliable.create_performance_profile({0: ends}, levels, reps=REPS)
     draw_band(axes, levels, above[0], intervals[0], **style)
 
 
