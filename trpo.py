@@ -300,6 +300,7 @@ def main(args: Args) -> int:
             batch, obs, done = collect(envs, obs, done, policy, value, reward_scaler, args)
             # Update
             lr_factor = 1 - run.step / args.total_steps if args.anneal_lr else 1
+            lr_factor *= value.net.lr_factor  # less for images
             value_optimizer.param_groups[0]["lr"] = lr_factor * args.value_lr
             own_metrics = update_policy(policy, batch, args)
             update_value(value, value_optimizer, batch, args)

@@ -17,8 +17,8 @@ from common.workers import gather
 class Normalizer(nn.Module):
     """Flattens observations and standardizes them by the moments of all seen so far.
     The moments only change in `update`, not while a batch is collected and learned from.
-    Images (bytes, at least 5 × 5) are centered by their mean and divided by 255.
-    With enabled=False there are no moments, and only images are scaled.
+    Images (bytes, at least 5 × 5) are centered by their mean and divided by the largest byte.
+    With enabled=False nothing is centered, and only images are scaled.
     """
 
     def __init__(self, shape: tuple[int, ...], enabled: bool = True, dtype: type = np.float32):
@@ -38,20 +38,23 @@ class Normalizer(nn.Module):
 
     def update(self, obs: Tensor) -> None:
         """Merge the moments of obs (B, *shape) of every worker (Chan et al. 1979)."""
-        if not self.enabled:
+        if not self.enabled and not self.is_image:
             return
         obs = obs.reshape(len(obs), -1).to(torch.float32 if self.is_image else torch.float64)
-        mean = obs.mean(0)
-        # Images keep 255, or a pixel that hardly ever changes would outweigh the others
-        variance = torch.zeros_like(mean) if self.is_image else obs.var(0, correction=0)
-        for size, moments in gather((len(obs), torch.stack([mean, variance]).cpu())):
-            new_mean, new_variance = moments.to(self.mean.device)
+        mean = obs.mean(0) if self.enabled else self.mean
+        # Images have one scale, or a pixel that hardly ever changes would outweigh the others
+        spread = obs.max().expand_as(mean) if self.is_image else obs.var(0, correction=0)
+        for size, moments in gather((len(obs), torch.stack([mean, spread]).cpu())):
+            new_mean, new_spread = moments.to(self.mean.device)
+            if self.is_image:
+                largest = torch.maximum(new_spread, self.std * (self.count > 0))
+                self.std.copy_(largest.clamp(min=1))
             self.count += size
             new = size / self.count.item()  # the share of the new sample in all
             old = 1 - new
             shift = new_mean - self.mean
             if not self.is_image:
-                both = old * self.std.double() ** 2 + new * new_variance + old * new * shift**2
+                both = old * self.std.double() ** 2 + new * new_spread + old * new * shift**2
                 self.std.copy_(both.sqrt().clamp(min=1e-8))  # not 0 for what never changes
             self.mean += new * shift
 
@@ -63,6 +66,8 @@ def initialize(layer: nn.Linear | nn.Conv2d, gain: float = 2**0.5) -> None:
 
 class MLP(nn.Module):
     """Two tanh layers and a linear one, on normalized observations."""
+
+    lr_factor = 1.0  # of the learning rates
 
     def __init__(self, normalizer: Normalizer, hidden_size: int, num_outputs: int, gain: float):
         super().__init__()
@@ -95,7 +100,9 @@ class CNN(nn.Module):
                 nn.Conv2d(64, 64, kernel_size=3),
             ]
             hidden_size = 512
+            self.lr_if_centered = 0.25  # Adam moves each weight alike, and wide layers add them up
         else:
+            self.lr_if_centered = 1.0
             convolutions = [nn.Conv2d(channels, 32, 3), nn.Conv2d(32, 64, 3)]  # 3 × 3 pixels
         layers = []
         for convolution in convolutions:
@@ -107,6 +114,11 @@ class CNN(nn.Module):
             initialize(layer)
         initialize(last, gain)  # again, with its own gain
         self.layers = nn.Sequential(*layers, nn.Flatten(), hidden, nn.ReLU(), last)
+
+    @property
+    def lr_factor(self) -> float:
+        """Nothing is learned from the first batch, for whose pixels there is no mean yet."""
+        return self.lr_if_centered if self.normalizer.count > 0 else 0.0
 
     def to_images(self, x: Tensor) -> Tensor:  # (B, …) to (B, channels, height, width)
         x = x.reshape(len(x), 1, *self.normalizer.shape)  # gray images have no channels

@@ -1,6 +1,7 @@
 """Distributions, samples and normalization, against enumeration, closed forms, SciPy and NumPy."""
 
 import copy
+import csv
 import itertools
 import math
 
@@ -422,8 +423,53 @@ def test_images_stay_bytes_until_they_are_in_the_network():
     batch, *_ = ppo.collect(envs, obs, done, policy, value, scaler, args)
     assert batch.obs.dtype == torch.uint8
     normalizer.update(batch.obs)
-    # Shifted by the mean of each pixel, which is 51, but divided by 255 whatever its deviation is
-    assert_allclose(normalizer(batch.obs + 51), np.full((6, 192), 0.2), rtol=1e-6)
+    # Shifted by the mean of each pixel, 51, and divided by the largest byte, also 51
+    assert_allclose(normalizer(batch.obs + 51), np.ones((6, 192)), rtol=1e-6)
     disabled = Normalizer(space.shape, False, space.dtype)
+    assert_allclose(disabled(batch.obs), np.full((6, 192), 0.2), rtol=1e-6)  # a first guess, 255
     disabled.update(batch.obs)
-    assert_allclose(disabled(batch.obs), np.full((6, 192), 0.2), rtol=1e-6)
+    assert_allclose(disabled(batch.obs), np.ones((6, 192)), rtol=1e-6)
+
+
+def test_images_are_divided_by_the_largest_byte_that_was_ever_seen():
+    """A board of zeros and ones, then one with a byte of 7, then ones again."""
+    normalizer = Normalizer((5, 5), True, np.uint8)
+    boards = torch.zeros(3, 2, 5, 5, dtype=torch.uint8)
+    boards[:, :, 0, 0] = torch.tensor([[1, 1], [7, 0], [1, 1]])
+    for board, scale, mean in zip(boards, [1, 7, 7], [1, 9 / 4, 11 / 6]):
+        normalizer.update(board)
+        assert_allclose(normalizer.std, np.full(25, scale))
+        assert_allclose(normalizer.mean[0], mean, rtol=1e-6)
+    normalizer = Normalizer((5, 5), True, np.uint8)
+    normalizer.update(0 * boards[0])
+    assert_allclose(normalizer.std, np.ones(25))  # not 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "first", "later"),
+    [
+        ((3,), np.float32, 1, 1),
+        ((8, 8), np.uint8, 0, 1),
+        ((36, 36), np.uint8, 0, 0.25),  # the wide network
+    ],
+)
+def test_images_are_centered_before_anything_is_learned_from_them(shape, dtype, first, later):
+    normalizer = Normalizer(shape, True, dtype)
+    value = Value(normalizer, 8)
+    assert value.net.lr_factor == first
+    normalizer.update(torch.zeros(2, *shape))
+    assert value.net.lr_factor == later
+
+
+def test_learning_rates_of_images(tmp_path):
+    """0 in the first iteration, then a quarter of what is left: of 8 × 16 steps in 4 × 32."""
+    gym.registry.pop("Wide-v0", None)
+    space = spaces.Box(0, 255, (36, 36), np.uint8)
+    shown = dict(space=space, shown=np.zeros((36, 36), np.uint8))
+    gym.register("Wide-v0", Showing, kwargs=shown)
+    run_dir = tmp_path / "run"
+    options = dict(num_envs=8, num_steps=16, policy_epochs=1, value_epochs=1, total_steps=512)
+    ppo.main(ppo.Args(env_id="Wide-v0", run_dir=str(run_dir), policy_lr=0.01, **options))
+    with open(run_dir / "metrics.csv", encoding="utf-8", newline="") as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    assert_allclose(rates, [0, 0.01 / 4 * 3 / 4, 0.01 / 4 / 2, 0.01 / 4 / 4], rtol=1e-6)
