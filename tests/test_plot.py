@@ -218,8 +218,10 @@ def test_the_bar_is_only_spoken_of_where_there_is_one():
 
 
 def test_table():
+    """A run that has died counts with what it ends with, not with its best."""
+    dead = curve((0, 1, 0), (100, 2, 90), (640, 3, 1))
     runs = {
-        "A": {"ppo": [ending(1, 640), ending(3, 630)], "trpo --max-kl 1": [ending(2, 320)]},
+        "A": {"ppo": [dead, ending(3, 630)], "trpo --max-kl 1": [ending(2, 320)]},
         "B": {"is_pg": [ending(2000, 1_003_520)], "ppo": [ending(4, 200_704)]},
     }
     assert plot.table(runs, COLUMN).splitlines() == [
@@ -298,6 +300,13 @@ def test_runs_are_drawn_for_each_task_by_itself():
     scores = np.array([[0.0, 1], [1, 0]])[..., None]
     (middle,), ((low,), (high,)) = plot.estimate(scores, plot.mean)
     assert (middle, low, high) == (0.5, 0, 1)
+
+
+def test_tasks_are_not_drawn():
+    """They are not a sample of all tasks: two runs that end alike in each have no spread."""
+    scores = np.array([[0.0, 1], [0, 1]])[..., None]
+    (middle,), ((low,), (high,)) = plot.estimate(scores, plot.mean)
+    assert (middle, low, high) == (0.5, 0.5, 0.5)
 
 
 def test_the_statistic_is_the_interquartile_mean_unless_another_is_given():
@@ -382,6 +391,7 @@ def test_a_panel_for_each_environment(count):
     labels = [panel.lines[0].get_label() for panel in figure.axes]
     assert labels == [f"ppo ({i + 1})" for i in range(count)]
     assert {panel.get_ylabel() for panel in figure.axes} == {"kl"}
+    assert [panel.get_subplotspec().num1 for panel in figure.axes] == list(range(count))
     sizes = {1: (5.5, 4), 4: (22, 4), 5: (22, 8), 9: (22, 12)}
     assert tuple(figure.get_size_inches()) == sizes[count]
     pyplot.close(figure)
@@ -393,7 +403,8 @@ def test_a_panel_for_each_environment(count):
 def test_scores_are_between_the_random_policy_and_the_best_end():
     runs = {
         "A": {"ppo": [ending(30), ending(20)], "trpo": [curve((0, 1, 90), (100, 2, 50))]},
-        "B": {"trpo": [ending(-4)], "ppo": [ending(-5), ending(-9), ending(0)]},
+        "B": {"trpo": [ending(-4)], "is_pg": [ending(-1)]}
+        | {"ppo": [ending(-5), ending(-9), ending(0)]},
         "C": {"ppo": [ending(1)]},
     }
     random_runs = {
@@ -402,7 +413,7 @@ def test_scores_are_between_the_random_policy_and_the_best_end():
     }
     envs, scores = plot.scores_of(runs, random_runs, COLUMN, points=3)
     assert envs == ["A", "B"]
-    assert list(scores) == ["trpo", "ppo"]
+    assert list(scores) == ["trpo", "ppo"]  # is_pg has no runs of A
     # A: random policies end with 10, the best run with 50; B: with −10, and 0
     assert_allclose(scores["trpo"], [[[2, 1.5, 1], [1, 0.8, 0.6]]])
     assert scores["ppo"].shape == (2, 2, 3)
@@ -514,6 +525,14 @@ def test_levels_begin_with_0_where_all_runs_beat_the_random_policy():
     plot.draw_profiles(figure, {"ppo": np.array([[[0, 0.5]], [[0, 1]]])})
     assert figure.axes[1].lines[0].get_xdata()[0] == 0
     pyplot.close(figure)
+
+
+def test_nothing_is_minus_0(capsys):
+    figure = pyplot.figure()
+    plot.draw_profiles(figure, {"ppo": np.array([[[0, -0.001]]])})
+    pyplot.close(figure)
+    assert capsys.readouterr().out == "ppo: interquartile mean 0.00 (0.00 to 0.00) at the end\n"
+    assert plot.spread([-0.0, -0.0, -0.0]) == "0 (0 to 0)"
 
 
 # All of it

@@ -129,7 +129,7 @@ def options_that_differ(group):
 def spread(numbers):
     """The median of some numbers, and their range if there are several, in words."""
     quantiles = np.quantile(numbers, [0, 0.5, 1])
-    low, median, high = (f"{x:,.0f}" if abs(x) >= 100 else f"{x:z.3g}" for x in quantiles)
+    low, median, high = (f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}" for x in quantiles)
     return f"{median} ({low} to {high})" if len(numbers) > 1 else median
 
 
