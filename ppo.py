@@ -483,7 +483,7 @@ class Run(ExitStack):
         for name, x in tensors.items():
             if x.is_floating_point() and not x.float().isfinite().all():
                 entry = (~x.float().isfinite()).nonzero()[0, 1:].tolist() or ""
-                trouble = f"NaN or infinity in {name}{entry} at step {self.step}"
+                trouble = f"NaN or infinity at step {self.step} in {name}{entry}"
                 advice = "check the environment or lower the learning rates"
                 fail(f"{trouble}: {advice}; {saved}", 1)
 

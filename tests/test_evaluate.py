@@ -134,6 +134,7 @@ def test_returns_of_sampled_actions(run, capsys):
     assert (returns <= 2 + np.arange(90)).all()
     share, steps = returns.sum() / (90 * 46.5), 90 * 46.5
     assert abs(share - 1 / (1 + np.exp(-1.5))) < 5 * np.sqrt(0.25 / steps)
+    assert printed_returns(capsys, run, episodes=4, mode=True) == ["2", "3", "4", "5"]
 
 
 def test_episodes_that_do_not_end_are_cut_off(run, capsys):
@@ -222,10 +223,9 @@ def test_an_evaluation_is_repeatable(noise, capsys):
     np.random.seed(7)  # noqa: NPY002, whatever has been drawn before
     evaluate.main(evaluate.Args(noise, episodes=3, seed=0))
     assert capsys.readouterr().out == first
-    evaluate.main(evaluate.Args(noise, episodes=3, mode=True))
-    mode = capsys.readouterr().out
-    evaluate.main(evaluate.Args(noise, episodes=3, mode=True))
-    assert capsys.readouterr().out == mode != first
+    mode = printed_returns(capsys, noise, episodes=3, mode=True)
+    assert printed_returns(capsys, noise, episodes=3, mode=True) == mode
+    assert mode != printed_returns(capsys, noise, episodes=3)
 
 
 @pytest.mark.parametrize("mode", [False, True])

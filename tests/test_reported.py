@@ -133,12 +133,11 @@ def test_kl_of_choices_whose_probability_underflows():
 
 
 def test_trpo_finds_steps_for_buttons(tmp_path):
-    """With torch's own KL most line searches failed once the policy was sure."""
-    options = dict(num_envs=8, num_steps=128, max_kl=0.02, total_steps=60_000)
-    run_dir = train(tmp_path, "Buttons", "trpo", **options)
-    table = metrics(run_dir)
-    assert float(table[-1]["return_last100"]) > 190  # of 200
-    assert sum(float(row["line_search_failed"]) for row in table[-15:]) <= 1
+    """With torch's own KL three line searches in four failed, once the policy was sure."""
+    options = dict(num_envs=8, num_steps=128, max_kl=0.1, gamma=0.5, total_steps=60_000)
+    table = metrics(train(tmp_path, "Buttons", "trpo", **options))
+    assert float(table[-1]["return_last100"]) > 195  # of 200
+    assert sum(float(row["line_search_failed"]) for row in table[-30:]) <= 1
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
@@ -176,14 +175,14 @@ def test_nan_after_an_episode_matters_only_if_it_was_truncated(name, truncates, 
     with pytest.raises(SystemExit) as stop:
         train(tmp_path, "Shown", **options)
     assert stop.value.code == 1
-    assert "NaN or infinity in rewards or last observations" in capsys.readouterr().err
+    assert "in rewards or last observations" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("env_kwargs", "words"),
     [
-        (dict(odd=math.inf, at=3), "observations[1] at"),
-        (dict(odd=1e200, at=3), "observations[1] at"),  # no float32
+        (dict(odd=math.inf, at=3), "observations[1]:"),
+        (dict(odd=1e200, at=3), "observations[1]:"),  # no float32
         (dict(at=99, reward=math.inf), "rewards"),
         (dict(at=99, reward=1e200), "rewards"),
     ],
@@ -193,7 +192,7 @@ def test_nothing_infinite_is_saved(env_kwargs, words, tmp_path, capsys):
         train(tmp_path, "Shown", env_kwargs=env_kwargs, total_steps=500)
     assert stop.value.code == 1
     err = capsys.readouterr().err
-    assert "NaN or infinity in " + words in err
+    assert f"NaN or infinity at step 0 in {words}" in err
     assert "nothing is saved" in err
     assert not list(tmp_path.glob("*/checkpoint.pt"))
 
