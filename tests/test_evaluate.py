@@ -717,3 +717,30 @@ def test_a_file_of_other_columns_gets_no_line(run, tmp_path, capsys):
     output.write_text("env_id,return\nA,3\n", encoding="utf-8")
     assert "has other columns" in refused(capsys, run, episodes=2, output=str(output))
     assert output.read_text(encoding="utf-8") == "env_id,return\nA,3\n"
+
+
+class Strict(gym.Env):
+    """Takes only actions that are within its bounds."""
+
+    observation_space = gym.spaces.Box(-9, 9, (1,))
+    action_space = gym.spaces.Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        self.count = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.count += 1
+        return np.zeros(1, np.float32), 1.0, self.count == 50, False, {}
+
+
+def test_actions_are_clipped_as_in_training(tmp_path, capsys):
+    gym.register("Strict-v0", Strict)
+    run = str(tmp_path / "run")
+    ppo.main(ppo.Args(env_id="Strict-v0", num_steps=8, total_steps=1, run_dir=run))
+    checkpoint = ppo.load_checkpoint(run)
+    checkpoint["policy"]["head.log_std"].fill_(1.0)  # most actions are out of bounds
+    torch.save(checkpoint, f"{run}/checkpoint.pt")
+    evaluate.main(evaluate.Args(run, episodes=3))
+    assert "returns: 50 50 50\n" in capsys.readouterr().out

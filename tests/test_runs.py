@@ -445,3 +445,15 @@ def test_it_learns_and_evaluates_as_it_trained(script, env_id, steps, least, tmp
     evaluate.main(evaluate.Args(run_dir=str(tmp_path / "run"), episodes=20))
     evaluated = float(capsys.readouterr().out.split("return ")[1].split(" ±")[0])
     assert evaluated >= least
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("script", ["vanilla_pg", "is_pg", "ppo"])
+def test_without_a_step_the_policy_is_the_one_that_acted(script, env_id, tmp_path):
+    """At a learning rate of 0 every ratio is 1: even the moments of observations wait."""
+    train(script, tmp_path / "run", env_id=env_id, total_steps=600, policy_lr=0.0)
+    rows = read(tmp_path / "run")
+    assert len(rows) > 3
+    for row in rows:
+        numbers = [float(row[name]) for name in ("kl", "ratio_mean", "ratio_max", "ess")]
+        assert numbers == pytest.approx([0, 1, 1, 1], abs=1e-6)

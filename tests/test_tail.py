@@ -310,3 +310,12 @@ def test_progress_and_event_files(tmp_path, capsys, monkeypatch):
         scalars = [(scalar.step, scalar.value) for scalar in events.Scalars(column)]
         expected = [(int(row["step"]), float(row[column])) for row in rows]
         np.testing.assert_allclose(scalars, expected, rtol=1e-6)
+
+
+def test_environments_of_a_run_begin_apart(watched, tmp_path):
+    """Each has a seed of its own, so the first observations differ."""
+    options = dict(total_steps=100, run_dir=str(tmp_path / "run"), vectorization_mode="sync")
+    ppo.main(ppo.Args(**SIZES, **options))
+    _, _, batch, _ = watched[0]
+    num_envs = SIZES["num_envs"]
+    assert len(batch.obs[:num_envs].unique(dim=0)) == num_envs

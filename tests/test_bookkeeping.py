@@ -1,0 +1,194 @@
+"""Progress, status lines, rows and checkpoints of a run, at times that the tests choose."""
+
+import csv
+import json
+import os
+import types
+
+import odd
+import pytest
+import torch
+
+import ppo
+
+SMALL = dict(num_envs=2, num_steps=64, minibatch_size=64, policy_epochs=1, value_epochs=1)
+ROW = {"return_last100": 7.25, "return_mean": 99.0, "kl": 0.01, "steps_per_second": 20.0}
+
+
+def arguments(tmp_path, env_id="odd:Flags", **options):
+    return ppo.Args(**(SMALL | dict(env_id=env_id, run_dir=str(tmp_path / "run")) | options))
+
+
+def metrics(tmp_path):
+    with open(tmp_path / "run" / "metrics.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time as the tests set it: clock.now, in seconds."""
+    clock = types.SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(ppo.time, "time", lambda: clock.now)
+    return clock
+
+
+def advance(monkeypatch, clock, seconds):
+    """Each rollout takes so many seconds."""
+    collect = ppo.collect
+
+    def slow(*args):
+        clock.now += seconds
+        return collect(*args)
+
+    monkeypatch.setattr(ppo, "collect", slow)
+
+
+def test_a_finished_run_does_not_train_again(tmp_path, capsys):
+    args = arguments(tmp_path, total_steps=200)
+    ppo.main(args)
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    weights = ppo.load_checkpoint(tmp_path / "run")["policy"]
+    again = ppo.Args(**(vars(args) | dict(resume=args.run_dir)))
+    assert ppo.main(again) == 0
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+    for name, x in ppo.load_checkpoint(tmp_path / "run")["policy"].items():
+        assert torch.equal(x, weights[name])
+
+
+def test_all_episodes_of_an_iteration_are_counted(tmp_path):
+    """2 environments × 201 steps, of which every other one resets: 202 episodes of one step."""
+    ppo.main(arguments(tmp_path, "odd:Same", num_steps=201, total_steps=10))
+    [row] = metrics(tmp_path)
+    assert (row["episodes"], row["step"]) == ("202", "202")
+
+
+def test_seconds_go_on_after_a_resume(tmp_path, clock, monkeypatch):
+    """10 s for each of 104 steps, then as long again; steps per second are those of all."""
+    advance(monkeypatch, clock, 10.0)
+    args = arguments(tmp_path, total_steps=200)
+    ppo.main(args)
+    clock.now += 5000  # between the runs
+    ppo.main(ppo.Args(**(vars(args) | dict(resume=args.run_dir, total_steps=400))))
+    rows = metrics(tmp_path)
+    assert [float(row["seconds"]) for row in rows] == [10, 20, 30, 40]
+    for row in rows:
+        speed = int(row["step"]) / float(row["seconds"])
+        assert float(row["steps_per_second"]) == pytest.approx(speed, rel=1e-8)
+
+
+def test_a_checkpoint_is_saved_when_it_is_due_and_at_the_end(tmp_path, clock, monkeypatch):
+    """Iterations of 10 s and an interval of 25 s: after the first, the fourth and the last."""
+    advance(monkeypatch, clock, 10.0)
+    saved = []
+    monkeypatch.setattr(torch, "save", lambda checkpoint, file: saved.append(checkpoint))
+    ppo.main(arguments(tmp_path, total_steps=500, checkpoint_interval=25.0))
+    assert [checkpoint["progress"][0] for checkpoint in saved] == [1, 4, 5]
+
+
+def test_rows_are_on_disk_before_the_run_ends(tmp_path, monkeypatch):
+    save, rows = ppo.Run.save, []
+
+    def spy(run):
+        rows.append(len(metrics(tmp_path)))
+        save(run)
+
+    monkeypatch.setattr(ppo.Run, "save", spy)
+    ppo.main(arguments(tmp_path, total_steps=300))
+    assert rows == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("is_terminal", "interval"), [(False, 10.0), (True, 0.1)])
+def test_status_lines(is_terminal, interval, tmp_path, clock, monkeypatch, capsys):
+    """80 of 100 steps at 20 a second leave a second; in a terminal the line is cut to its width."""
+    run = ppo.Run(arguments(tmp_path, total_steps=100))
+    run.step = 80
+    monkeypatch.setattr(ppo.sys.stdout, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(os, "get_terminal_size", lambda: os.terminal_size((31, 24)))
+    run.show(ROW)
+    assert run.next_line == pytest.approx(clock.now + interval)
+    line = "step 80/100 (80%)  ETA 0.0 min  return 7.2  KL 0.0100  20 steps/s"
+    out = capsys.readouterr().out
+    assert out == (f"\r\x1b[K{line[:30]}" if is_terminal else line + "\n")
+    run.step = 120  # the last rollout went past the end
+    run.show(ROW | {"steps_per_second": 0.01})
+    assert "(120%)  ETA 0.0" in capsys.readouterr().out
+    run.close()
+
+
+def test_a_status_line_when_one_is_due_and_at_the_end(tmp_path, clock, monkeypatch, capsys):
+    """Iterations of 4 s, lines 10 s apart: iterations 1, 4 and 5."""
+    advance(monkeypatch, clock, 4.0)
+    ppo.main(arguments(tmp_path, total_steps=500))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    steps = [row["step"] for row in metrics(tmp_path)]
+    assert [line.split()[1] for line in lines] == [f"{steps[i]}/500" for i in (0, 3, 4)]
+
+
+def test_options_of_the_caller_are_stronger_than_those_of_the_run(tmp_path):
+    args = arguments(tmp_path, "odd:Shown", env_kwargs=json.dumps(dict(length=5, at=99)))
+    envs = ppo.make_envs(args, 1, length=3)
+    assert envs.unwrapped.envs[0].unwrapped.length == 3
+    assert envs.unwrapped.envs[0].unwrapped.at == 99
+    envs.close()
+
+
+def test_a_checkpoint_of_other_weights_does_not_fit(tmp_path, capsys):
+    args = arguments(tmp_path, total_steps=100)
+    ppo.main(args)
+    path = tmp_path / "run" / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["policy"]["net.layers.0.weight"] = torch.zeros(3, 3)
+    torch.save(checkpoint, path)
+    with pytest.raises(SystemExit) as stop:
+        ppo.main(ppo.Args(**(vars(args) | dict(resume=args.run_dir, total_steps=300))))
+    assert stop.value.code == 2
+    assert "does not fit: Error(s) in loading state_dict" in capsys.readouterr().err
+
+
+def test_the_optimizers_go_on_where_they_were(tmp_path, monkeypatch):
+    """Adam's own count of steps, of both networks."""
+    args = arguments(tmp_path, total_steps=100)
+    ppo.main(args)
+    opened, parts = ppo.Run.open, {}
+    monkeypatch.setattr(ppo.Run, "open", lambda run, x: parts.update(x) or opened(run, x))
+    ppo.main(ppo.Args(**(vars(args) | dict(resume=args.run_dir, total_steps=200))))
+    for name in ("policy_optimizer", "value_optimizer"):
+        steps = {int(x["step"]) for x in parts[name].state.values()}
+        assert steps == {4}, name  # two minibatches in each of two iterations
+
+
+@pytest.mark.parametrize("name", ["gamma", "gae_lambda", "policy_lr", "entropy_coef"])
+def test_both_ends_of_a_range_are_in_it(name):
+    ppo.check(ppo.Args(**{name: 0.0}))
+    ppo.check(ppo.Args(**{name: 1.0}))
+
+
+def test_signs_of_rewards_do_not_hang_on_how_an_id_begins(tmp_path, monkeypatch):
+    """Of ale_py:ALE/Pong-v5 as of ALE/Pong-v5; here rewards of 3 become 1, and V never moves."""
+    scaled = []
+    monkeypatch.setattr(ppo.RewardScaler, "forward", lambda self, x, *_: scaled.append(x) or x)
+    for env_id in ("ALE/Three-v0", "odd:ALE/Three-v0", "Three-v0"):
+        odd.gym.registry.pop(env_id.removeprefix("odd:"), None)
+        kwargs = dict(reward=3.0, at=99)
+        odd.gym.register(env_id.removeprefix("odd:"), odd.Shown, kwargs=kwargs)
+        run_dir = str(tmp_path / env_id.replace("/", "-").replace(":", "-"))
+        options = dict(vectorization_mode="sync", total_steps=100, run_dir=run_dir)
+        ppo.main(arguments(tmp_path, env_id, **options))
+    assert [x.max() for x in scaled] == [1, 1, 3]
+
+
+def test_seeds_near_the_largest_fit(tmp_path, monkeypatch):
+    """Environment i adds i, and all seeds have to stay below 2**31."""
+    seeds = []
+
+    class Envs(odd.Flags):
+        def reset(self, *, seed=None, options=None):
+            seeds.append(seed)
+            return super().reset()
+
+    monkeypatch.setattr(ppo, "make_envs", lambda args, num_envs: Envs(num_envs))
+    run = ppo.Run(arguments(tmp_path))
+    for run.seed in (2**31 - 3, 2**31 - 1, 2**31, 2**32 - 1):
+        run.start_envs()
+    run.close()
+    assert all(0 <= seed <= 2**31 - 2 for seed in seeds)
