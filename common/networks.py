@@ -100,7 +100,7 @@ class CNN(nn.Module):
                 nn.Conv2d(64, 64, kernel_size=3),
             ]
             hidden_size = 512
-            self.lr_if_centered = 0.25  # Adam moves each weight alike, and wide layers add them up
+            self.lr_if_centered = 0.25  # Adam's steps add up in a wide layer
         else:
             self.lr_if_centered = 1.0
             convolutions = [nn.Conv2d(channels, 32, 3), nn.Conv2d(32, 64, 3)]  # 3 × 3 pixels
