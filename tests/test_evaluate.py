@@ -101,7 +101,7 @@ def run(request, tmp_path):
 
 
 def test_returns_of_the_most_likely_actions(run, capsys):
-    evaluate.main(evaluate.Args(run, episodes=4, mode=True))
+    evaluate.main(evaluate.Args(run, episodes=4, mode=True, max_steps=99))
     said = capsys.readouterr().out
     assert "returns: 2 3 4 5\n" in said
     assert "4 episodes, mode actions: return 3.5 ± 1.12, length 3.5\n" in said
@@ -110,7 +110,7 @@ def test_returns_of_the_most_likely_actions(run, capsys):
 def test_mean_and_not_median_and_the_seed_is_that_of_the_first_episode(run, tmp_path, capsys):
     """Lengths of 100, 101 and 2: seeds 98, 99 and 100."""
     output = tmp_path / "evaluated.csv"
-    options = dict(episodes=3, mode=True, output=str(output))
+    options = dict(episodes=3, mode=True, max_steps=200, output=str(output))
     evaluate.main(evaluate.Args(run, seed=98, **options))
     said = capsys.readouterr().out
     assert "returns: 100 101 2\n" in said
@@ -127,7 +127,7 @@ def test_returns_of_sampled_actions(run, capsys):
     checkpoint["policy"]["net.layers.2.weight"].zero_()
     checkpoint["policy"]["net.layers.2.bias"].copy_(torch.tensor([0.0, 1.5]))  # 0.82 for action 1
     torch.save(checkpoint, f"{run}/checkpoint.pt")
-    evaluate.main(evaluate.Args(run, episodes=90))
+    evaluate.main(evaluate.Args(run, episodes=90, max_steps=200))
     said = capsys.readouterr().out
     assert "length 46.5\n" in said
     returns = np.array(said.split("returns: ")[1].split("\n")[0].split(), float)
@@ -205,7 +205,7 @@ def test_a_film_that_cannot_be_made_is_said_after_the_returns(tmp_path, capsys, 
 
 
 def printed_returns(capsys, run_dir, **options):
-    evaluate.main(evaluate.Args(run_dir, **options))
+    evaluate.main(evaluate.Args(run_dir, max_steps=99, **options))
     return capsys.readouterr().out.split("returns: ")[1].split("\n")[0].split()
 
 
@@ -217,11 +217,11 @@ def noise(tmp_path, capsys):
 
 
 def test_an_evaluation_is_repeatable(noise, capsys):
-    evaluate.main(evaluate.Args(noise, episodes=3))
+    evaluate.main(evaluate.Args(noise, episodes=3, max_steps=99))
     first = capsys.readouterr().out
     torch.manual_seed(7)
     np.random.seed(7)  # noqa: NPY002, whatever has been drawn before
-    evaluate.main(evaluate.Args(noise, episodes=3, seed=0))
+    evaluate.main(evaluate.Args(noise, episodes=3, seed=0, max_steps=99))
     assert capsys.readouterr().out == first
     mode = printed_returns(capsys, noise, episodes=3, mode=True)
     assert printed_returns(capsys, noise, episodes=3, mode=True) == mode
@@ -326,8 +326,8 @@ def small_policy():
 @pytest.mark.parametrize("rewards", ["float32", "float64", "int32"])
 @pytest.mark.parametrize("flags", ["bool", "int64", "uint8", "float32"])
 def test_what_comes_after_an_end_does_not_count(flags, rewards, truncates):
-    envs = Flags(flags, rewards, truncates)
-    returns, lengths, finished = evaluate.play(envs, small_policy(), evaluate.Args(""))
+    envs, args = Flags(flags, rewards, truncates), evaluate.Args("", max_steps=99)
+    returns, lengths, finished = evaluate.play(envs, small_policy(), args)
     assert returns.tolist() == [2, 40]
     assert lengths.tolist() == [2, 4]
     assert finished.tolist() == [True, True]
