@@ -340,6 +340,14 @@ def check(args: Args) -> None:
                 fail(f"--{name.replace('_', '-')} must be {range_in_words}, not {x}")
 
 
+def end_processes(others: list) -> None:
+    """End the processes that environments have started; others were there before."""
+    for process in torch.multiprocessing.active_children():
+        if process not in others:
+            process.kill()
+            process.join()
+
+
 class Guard(VectorWrapper):
     """Turns an error in a step into a sentence, and leaves no process behind."""
 
@@ -357,12 +365,12 @@ class Guard(VectorWrapper):
 
     def close(self, **kwargs: Any) -> None:
         processes = getattr(self.unwrapped, "processes", [])  # if mode is async
-        if not self.has_failed and all(process.is_alive() for process in processes):
-            return self.env.close(**kwargs)
-        for process in processes:  # they would wait for the one that is lost
-            process.kill()
-            process.join()
-        self.closed = True
+        if self.has_failed or not all(process.is_alive() for process in processes):
+            for process in processes:  # they would wait for the one that is lost
+                process.kill()
+                process.join()
+                self.closed = True
+        self.env.close(**kwargs)
 
 
 def make_envs(args: Args, num_envs: int, wrappers: list | tuple = (), **kwargs: Any) -> VectorEnv:
@@ -431,16 +439,17 @@ class Run(ExitStack):
                 fail(f"--{option} cannot change when a run resumes: start a new one")
         self.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(min(args.num_threads, os.cpu_count()))
+        self.pid = os.getpid()
         self.signals = []
-
-    def on_signal(self, signum: int, handler: Any) -> None:
-        """Set a handler until the run ends; only the main thread may."""
-        with suppress(ValueError):
-            old_handler = signal.signal(signum, handler)
-            self.callback(signal.signal, signum, old_handler or signal.SIG_DFL)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # in a thread that is not the main one
+                old_handler = signal.signal(signum, self.stop)
+                self.callback(signal.signal, signum, old_handler or signal.SIG_DFL)
 
     def stop(self, signum: int, frame: Any) -> None:
         """The first signal ends training after this iteration; a second one kills."""
+        if os.getpid() != self.pid:
+            return  # in the process of an environment, which ends when the run does
         self.signals.append(signum)
         signal.signal(signum, signal.SIG_DFL)
 
@@ -448,12 +457,9 @@ class Run(ExitStack):
         """Make environments, join the workers, and reset. Returns envs, obs and done."""
         args = self.args
         try:
-            # The processes of environments inherit this: Ctrl-C is for the run to handle
-            self.on_signal(signal.SIGINT, signal.SIG_IGN)
+            self.callback(end_processes, torch.multiprocessing.active_children())
             envs = make_envs(args, args.num_envs)
             self.callback(envs.close)
-            self.on_signal(signal.SIGINT, self.stop)
-            self.on_signal(signal.SIGTERM, self.stop)
             if self.num_workers > 1:  # nccl fails where there is no GPU
                 backend = "gloo" if args.device == "cpu" else "cpu:gloo,cuda:nccl"
                 torch.distributed.init_process_group(backend)
@@ -614,7 +620,8 @@ class Run(ExitStack):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # with ? for γ where the encoding has none
+    with suppress(AttributeError):  # what stands in for a file may lack this
+        sys.stdout.reconfigure(errors="replace")  # ? for γ where the encoding has none
     args = tyro.cli(Args)
     if args.resume:  # parse again, with that run's options as defaults
         args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume)["args"]))
@@ -625,7 +632,7 @@ if __name__ == "__main__":
     except (OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not torch.distributed.is_initialized():
             raise  # a bug: show where
-        trouble = f"disk, memory or a worker failed: {error}"
+        trouble = f"{Path(__file__).name}: disk, memory or a worker failed: {error}"
         print(f"{trouble}; --resume goes on where it was saved", file=sys.stderr)
         code = 1
     if "RANK" in os.environ:

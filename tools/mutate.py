@@ -101,7 +101,7 @@ def apply(mutant, root):
     names = SCRIPTS if mutant.place in IN_ALL_SCRIPTS else [mutant.place]
     files = {}
     for name in names:
-        source = (root / name).read_text()
+        source = (root / name).read_text(encoding="utf-8")
         start, end = part_of(source, mutant.place)
         count = source[start:end].count(mutant.old)
         if count != 1:
@@ -128,7 +128,7 @@ def run_pytest(folder, arguments):
         if name.split(".")[0] in ("tools", "common"):
             del sys.modules[name]  # pytest puts the folder's own on the path
     sys.path[:] = [path for path in sys.path if path and Path(path).resolve() != ROOT]
-    with open("log.txt", "w") as sys.stdout:
+    with open("log.txt", "w", encoding="utf-8") as sys.stdout:
         sys.stderr = sys.stdout
         sys.exit(pytest.main(arguments))
 
@@ -146,7 +146,7 @@ def run_tests(folder, place, timeout):
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
         return f"more than {timeout:g} seconds"
-    log = (folder / "log.txt").read_text()
+    log = (folder / "log.txt").read_text(encoding="utf-8")
     failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", log, re.MULTILINE)
     if process.exitcode < 0 and not failed:
         return f"signal {-process.exitcode} ended the tests"
@@ -162,12 +162,12 @@ def judge(mutant, folders, timeout):
     folder = folders.get()
     try:
         files = apply(mutant, folder)
-        saved = {path: path.read_text() for path in files}
+        saved = {path: path.read_text(encoding="utf-8") for path in files}
         for path, source in files.items():
-            path.write_text(source)
+            path.write_text(source, encoding="utf-8")
         killer = run_tests(folder, mutant.place, timeout)
         for path, source in saved.items():
-            path.write_text(source)
+            path.write_text(source, encoding="utf-8")
     finally:
         folders.put(folder)
     return killer
@@ -230,7 +230,7 @@ def judge_all(mutants, args):
 
 
 def main(args):
-    mutants = read_mutants((ROOT / "tools" / "mutants.txt").read_text())
+    mutants = read_mutants((ROOT / "tools" / "mutants.txt").read_text(encoding="utf-8"))
     mutants = [mutant for mutant in mutants if args.only in " ".join(mutant[:3])]
     if not mutants:
         fail(f"no fault has {args.only} in it")
@@ -245,7 +245,7 @@ def main(args):
     if args.output:
         minutes = (time.time() - start) / 60
         how_long = f"in {minutes:.0f} minutes with {args.workers} workers."
-        Path(args.output).write_text(report(results, how_long))
+        Path(args.output).write_text(report(results, how_long), encoding="utf-8")
     return any(not killer and not mutant.reason for mutant, killer in results)
 
 
