@@ -386,6 +386,27 @@ def test_observations_of_any_space(space, normalize_obs, tmp_path, capsys):
     assert printed_returns(capsys, run_dir, episodes=2) == ["3", "3"]
 
 
+@pytest.mark.parametrize("space", ["float64", "image", "several"])
+def test_the_policy_is_the_one_that_was_trained(space, tmp_path, monkeypatch):
+    """With its moments, for observations of its shape."""
+    trained = []
+
+    class Kept(ppo.Policy):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            trained.append(self)
+
+    monkeypatch.setattr(ppo, "Policy", Kept)
+    kwargs = json.dumps(dict(space=space))
+    run_dir = train(tmp_path / "run", hidden_size=16, env_id="Shows-v0", env_kwargs=kwargs)
+    script, args, checkpoint = evaluate.load(run_dir)
+    envs = script.make_envs(args, 5)
+    loaded = evaluate.load_policy(script, args, checkpoint, envs)
+    obs = torch.from_numpy(envs.reset(seed=3)[0])
+    envs.close()
+    assert torch.equal(loaded.outputs(obs), trained[0].outputs(obs))
+
+
 # Every way out
 
 
