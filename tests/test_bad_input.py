@@ -122,7 +122,7 @@ def test_unsupported_spaces_are_named(spaces, words, tmp_path, capsys):
 )
 def test_a_missing_package_is_named(missing, options, words, tmp_path, capsys, monkeypatch):
     for name in list(sys.modules):
-        if name.startswith("gymnasium.envs.mujoco."):  # another test may have imported them
+        if name.startswith("gymnasium.envs.mujoco"):  # another test may have imported them
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     args = ppo.Args(run_dir=str(tmp_path / "run"), **options)

@@ -5,6 +5,8 @@ import pytest
 from tools import mutate
 from tools.mutate import Mutant
 
+pytestmark = pytest.mark.text
+
 TEXT = (mutate.ROOT / "tools" / "mutants.txt").read_text(encoding="utf-8")
 MUTANTS = mutate.read_mutants(TEXT)
 
@@ -69,3 +71,155 @@ def test_a_typo_in_only_is_said(capsys):
         mutate.main(mutate.Args(only="no such line"))
     assert stop.value.code == 2
     assert "no fault has no such line in it" in capsys.readouterr().err
+
+
+SOURCE = """\
+x = 1
+
+@decorator
+def f(a,
+      b):
+    if (a >
+            b):
+        return [
+            a,
+        ]
+    try:
+        b()
+    except ValueError:
+        a()
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [(1, [1]), (4, [4, 5]), (5, [4, 5]), (6, [6, 7]), (9, [8, 9, 10]), (12, [12]), (13, [13])],
+)
+def test_the_statement_of_a_line(line, lines):
+    assert list(mutate.statement(SOURCE, line)) == lines
+
+
+def test_broken_lines(tmp_path):
+    (tmp_path / "a.py").write_text(SOURCE, encoding="utf-8")
+    assert mutate.broken_lines(Mutant("a.py", "        b()", "        a()", ""), tmp_path) == {
+        "a.py": {12}
+    }
+    assert mutate.broken_lines(Mutant("a.py", "b):\n    if", "c):\n    if", ""), tmp_path) == {
+        "a.py": {4, 5}
+    }
+
+
+def covered(seconds, **lines):
+    return mutate.Covered(seconds, {f"{name}.py": numbers for name, numbers in lines.items()})
+
+
+COVERED = {
+    "": covered(0, a={1, 2}),
+    "tests/test_x.py::test_much": covered(1, a={3, *range(5, 100)}),
+    "tests/test_x.py::test_little[1]": covered(1, a={3}),
+    "tests/test_x.py::test_little[2]": covered(1, a={3}),
+    "tests/test_x.py::test_slow": covered(9, a={3}),
+    "tests/test_x.py::test_elsewhere": covered(1, b={3}),
+    "tests/test_y.py::test_of_another_file": covered(1, b={3}),
+}
+
+
+def order(text="", line=3):
+    fault = Mutant("a.py", "old", "new", "")
+    tests = mutate.in_order(fault, COVERED, {"a.py": {line}}, mutate.Memory(text))
+    return [test.split("test_")[-1] for test in tests]
+
+
+def test_the_likeliest_tests_come_first(monkeypatch):
+    """All cost 1.1 s but for the slow one: times the lines they run and one, and by the case."""
+    monkeypatch.setattr(mutate, "words_of", lambda test: set())
+    assert order() == ["little[1]", "little[2]", "slow", "much"]
+    row = "| `old` | `{}` | x: {} |"
+    others = "\n".join(["## a.py", *(row.format(i, "much") for i in range(99))])
+    assert order(others)[:2] == ["much", "little[1]"]
+    assert order("## b.py\n" + row.format("new", "slow"))[0] == "little[1]"
+    assert order("## a.py\n" + row.format("new", "slow"))[0] == "slow"
+
+
+def test_lines_of_an_import_concern_all_tests_of_the_file(monkeypatch):
+    monkeypatch.setattr(mutate, "words_of", lambda test: {"old"} if "else" in test else set())
+    assert order(line=2) == ["elsewhere", "little[1]", "little[2]", "slow", "much"]
+    assert order(line=4) == []
+
+
+def test_batches_get_longer_up_to_the_limit():
+    tests = [str(i) for i in range(40)]
+    seconds = {test: covered(1) for test in tests}
+    sizes = [len(batch) for batch in mutate.batches(tests, seconds, 30)]
+    assert sizes == [3, 8, 20]
+    assert [len(batch) for batch in mutate.batches(tests[:5], seconds, 30)] == [3, 2]
+
+
+TESTS = """
+import subprocess
+import sys
+
+import code_of_it
+
+
+def test_half():
+    assert code_of_it.half(4) == 2
+
+
+def test_in_another_process():
+    subprocess.run([sys.executable, "code_of_it.py"], check=True)
+
+
+def test_that_waits():
+    code_of_it.wait()
+"""
+CODE = """
+import time
+
+
+def half(x):
+    return x / 2
+
+
+def wait():
+    time.sleep(0)
+
+
+if __name__ == "__main__":
+    assert half(2) == 1
+"""
+
+
+def small_project(folder):
+    (folder / "tests").mkdir(parents=True)
+    (folder / "code_of_it.py").write_text(CODE, encoding="utf-8")
+    (folder / "tests" / "test_it.py").write_text(TESTS, encoding="utf-8")
+    pyproject = (mutate.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (folder / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_a_small_project(tmp_path, monkeypatch):
+    monkeypatch.setattr(mutate, "ROOT", small_project(tmp_path / "project"))
+    monkeypatch.setattr(mutate, "LEAST", 2.0)
+    folders = mutate.copies(1, tmp_path)
+    known = mutate.covered_by_tests(folders)
+    folder = folders.get()
+    lines = {test.split("::")[-1]: x.lines.get("code_of_it.py") for test, x in known.items()}
+    assert lines["test_half"] == {6}
+    assert {6, 14} <= lines["test_in_another_process"]
+    assert {2, 5, 9} <= known[""].lines["code_of_it.py"]
+    assert not {6, 10, 14} & known[""].lines["code_of_it.py"]
+    assert lines["test_that_waits"] == {10}
+    faults = {
+        "x / 2": ("x", "it: half"),
+        "half(2) == 1": ("half(2) == 2", "it: in_another_process"),
+        "time.sleep(0)": ("time.sleep(99)", "it: that_waits (it takes too long)"),
+        "return x": ("return 1 * x", ""),
+        "import time": ("import tim", "the import of the file"),
+    }
+    for old, (new, killer) in faults.items():
+        fault = Mutant("code_of_it.py", old, new, "")
+        assert mutate.judge(fault, folder, known, mutate.Memory(""), 60) == killer
+        assert (folder / "code_of_it.py").read_text(encoding="utf-8") == CODE

@@ -11,6 +11,7 @@ COMMAND = '<!-- python -m tools.plot docs/results/weightings/CartPole-v1 --table
 FAILS = "<!-- python -m tools.plot nothing --table -->"
 
 
+@pytest.mark.slow
 def test_a_table_is_replaced_and_the_rest_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     page = tmp_path / "page.md"
@@ -29,6 +30,7 @@ def test_a_table_is_replaced_and_the_rest_is_kept(tmp_path, monkeypatch):
     assert page.read_text(encoding="utf-8") == first
 
 
+@pytest.mark.slow
 def test_a_table_that_is_not_there_yet_is_put_in(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     page = tmp_path / "page.md"
@@ -38,6 +40,7 @@ def test_a_table_that_is_not_there_yet_is_put_in(tmp_path, monkeypatch):
     assert page.read_text(encoding="utf-8").endswith("|\n\nAfter\n")
 
 
+@pytest.mark.slow
 def test_a_table_has_the_letters_of_the_runs_wherever_it_is_made(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
@@ -53,6 +56,7 @@ def test_a_table_has_the_letters_of_the_runs_wherever_it_is_made(tmp_path, monke
     assert "| Pôle-λ-v1 | 8 | 5 |\n" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_leaves_the_page_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     page = tmp_path / "page.md"

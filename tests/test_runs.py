@@ -37,6 +37,11 @@ OWN_COLUMNS = {
 SMALL = dict(num_envs=4, num_steps=32, minibatch_size=64, value_epochs=2)
 
 
+@pytest.fixture(autouse=True)
+def few_bootstrap_samples(monkeypatch):
+    monkeypatch.setattr(plot, "REPS", 100)
+
+
 def train(script, run_dir, **options):
     module = importlib.import_module(script)
     return module.main(module.Args(**(SMALL | dict(run_dir=str(run_dir)) | options)))
@@ -355,6 +360,7 @@ def test_plots_keep_apart_what_makes_another_batch_or_environment(tmp_path):
     assert len(runs) == 2
 
 
+@pytest.mark.slow
 def test_profiles_of_scripts_that_have_no_environment_in_common(tmp_path, capsys):
     for script, env_id in [("ppo", "CartPole-v1"), ("trpo", "CartPole-v0")]:
         options = dict(env_id=env_id, total_steps=8000)

@@ -15,6 +15,8 @@ import tyro
 
 from tools import side_by_side
 
+pytestmark = pytest.mark.text
+
 ROOT = Path(__file__).parents[1]
 NAMES = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 TEXTS = [(ROOT / f"{name}.py").read_text(encoding="utf-8") for name in NAMES]

@@ -17,6 +17,7 @@ FILES = sorted([*ROOT.glob("tools/*.py"), *ROOT.glob("tests/*.py")])
 NAMES = [path.stem for path in sorted(ROOT.glob("tools/*.py")) if path.stem != "__init__"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_help_is_printed_in_any_encoding(name):
     """As in a console or a pipe of Windows, where stdout is not UTF-8."""

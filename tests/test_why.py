@@ -43,6 +43,7 @@ def test_tables_of_the_document(figure, monkeypatch):
     assert "\n".join(table) in page, f"python -m tools.why {figure} prints another table"
 
 
+@pytest.mark.text
 def test_what_the_document_names_is_there():
     tests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/*.py"))
     code = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))
@@ -245,7 +246,8 @@ def test_a_run_that_ended_early_is_scored_by_its_last_value():
     np.testing.assert_allclose(scores["ppo"][2, 0], [0, 0.2, 0.2])
 
 
-def test_interquartile_mean_and_interval_are_those_of_rliable():
+def test_interquartile_mean_and_interval_are_those_of_rliable(monkeypatch):
+    monkeypatch.setattr(plot, "REPS", 200)
     from rliable import metrics
 
     scores = np.random.default_rng(0).normal(size=(10, 3, 4))

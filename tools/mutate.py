@@ -3,10 +3,16 @@
 Run: python -m tools.mutate --output docs/mutations.md
 
 The faults are in tools/mutants.txt: below the heading of a place, each line has the old text,
-an arrow and the new text. A fault in a part that the scripts share goes into all four. All
-tests run but those marked slow, those that measure the files, and those of other tools.
+an arrow and the new text. A fault in a part that the scripts share goes into all four. For each
+fault, only the tests that run its line are tried, and of these the likeliest to notice it first.
+coverage.py finds out which tests run which lines. Tests marked slow are left out, and tests of the
+text of the files, which would notice any change.
 """
 
+import ast
+import contextlib
+import hashlib
+import json
 import multiprocessing
 import os
 import re
@@ -15,19 +21,23 @@ import signal
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from queue import Queue
 from typing import NamedTuple
 
+import coverage
 import pytest
-import tyro
 
-from tools import fail
+from tools import fail, parse
 
 ROOT = Path(__file__).resolve().parents[1]
-PRELOADED = ["torch", "gymnasium", "hypothesis.extra.numpy", "scipy.integrate"]
+TABLE = ROOT / "docs" / "mutations.md"
+PRELOADED = ["torch._dynamo", "gymnasium.wrappers.vector", "hypothesis.extra.numpy"]
+PRELOADED += ["scipy.integrate", "matplotlib.pyplot", "pandas", "tyro", "coverage"]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOADED)
 SCRIPTS = ["vanilla_pg.py", "is_pg.py", "trpo.py", "ppo.py"]
@@ -37,30 +47,20 @@ IN_ALL_SCRIPTS = {  # place: the headings before it and after it
     "shared": (SHARED, RUN),
     "run": (RUN, ""),
 }
-TESTS = [  # in the order in which they run
-    "exact_updates",
-    "exact_returns",
-    "exact",
-    "tail",
-    "collect",
-    "networks",
-    "runs",
-    "evaluate",
-    "environments",
-    "bad_input",
-    "device",
-    "workers",
-    "crashes",
+LEFT_OUT = [".*", "__pycache__", "runs"]  # of copies
+OPTIONS = [
+    "-x",
+    "-q",
+    "-n",
+    "0",
+    "-m",
+    "not slow and not text",
+    "--tb=no",
+    "-p",
+    "no:cacheprovider",
 ]
-FIRST = {  # place: the tests that know most about it, which run before the others
-    "options": ["bad_input"],
-    "shared": ["tail", "collect", "runs", "bad_input", "workers"],
-    "run": ["runs", "tail", "collect", "bad_input", "workers", "crashes"],
-    "common/networks.py": ["networks", "exact_returns"],
-    "common/returns.py": ["exact_returns"],
-    "common/workers.py": ["workers"],
-    "tools/evaluate.py": ["evaluate"],
-}
+RECORD = ["--cov", "--cov-context=test", "--cov-report="]  # which tests run which lines
+LEAST = 10.0  # seconds that any test may take; beyond that, ten times what it took unbroken
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Args:
     output: str = ""  # Markdown file to write, if any
     only: str = ""  # only faults whose place or text has this in it
     workers: int = 2  # tests that run side by side
-    timeout: float = 400.0  # seconds after which tests count as failed
+    seconds: float = 60.0  # of tests that are tried on a fault; one they miss is not noticed
 
 
 class Mutant(NamedTuple):
@@ -76,6 +76,16 @@ class Mutant(NamedTuple):
     old: str
     new: str
     reason: str  # why no test can notice, if so
+
+
+class Covered(NamedTuple):
+    """What a test runs."""
+
+    seconds: float
+    lines: dict[str, set[int]]  # numbers of the lines, by file
+
+
+# The faults
 
 
 def read_mutants(text):
@@ -120,57 +130,341 @@ def part_of(source, place):
     return start, source.index(after, start) if after else len(source)
 
 
-def run_pytest(folder, arguments):
-    """Run the tests of a folder, in a process that has loaded the libraries before."""
+def broken_lines(mutant, root):
+    """{file: lines of the statement that has the fault}."""
+    lines = {}
+    for path, broken in apply(mutant, root).items():
+        source = path.read_text(encoding="utf-8")
+        pairs = zip(source.split("\n"), broken.split("\n"))
+        number = next(i for i, (old, new) in enumerate(pairs, start=1) if old != new)
+        lines[str(path.relative_to(root))] = set(statement(source, number))
+    return lines
+
+
+def statement(source, number):
+    """The lines of the statement that has this line, without the statements within it."""
+    spans = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.stmt, ast.excepthandler)):
+            body = getattr(node, "body", None)
+            last = max(node.lineno, body[0].lineno - 1) if body else node.end_lineno
+            spans.append(range(node.lineno, last + 1))
+    around = [span for span in spans if number in span]
+    return min(around, key=len, default=range(number, number + 1))
+
+
+# Which tests run which lines
+
+
+class Watch:
+    """A pytest plugin: it chooses the tests, says which one runs, and adds up their seconds."""
+
+    def __init__(self, wanted=None, limits=None):
+        self.wanted = wanted  # names of the tests in the order to run them; if None, all
+        self.limits = limits or {}  # seconds after which a test is killed
+        self.seconds = Counter()
+
+    def pytest_collection_modifyitems(self, items):
+        if self.wanted is not None:
+            found = {item.nodeid: item for item in items}
+            items[:] = [found[name] for name in self.wanted if name in found]
+
+    def pytest_runtest_logstart(self, nodeid):
+        Path("test.txt").write_text(nodeid, encoding="utf-8")
+        signal.setitimer(signal.ITIMER_REAL, self.limits.get(nodeid, 0))  # 0: no limit
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid] += report.duration
+
+
+def covered_by_tests(folders):
+    """{test: what it runs}. Kept in runs/, for as long as no file changes.
+
+    The entry "" has what runs as the files are imported.
+    """
+    path = ROOT / "runs" / "mutate" / f"{digest(folders.queue[0])}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(watch_all(folders)), encoding="utf-8")
+    covered = {"": Covered(0.0, {})}
+    for test, seconds, lines in json.loads(path.read_text(encoding="utf-8")):
+        sets = {file: set(numbers) for file, numbers in lines.items()}
+        if test:
+            covered[test] = Covered(seconds, sets)
+        else:
+            merge(covered[""].lines, sets)
+    return covered
+
+
+def merge(lines, others):
+    for file, numbers in others.items():
+        lines[file] = lines.get(file, set()) | numbers
+
+
+def watch_all(folders):
+    """[test, seconds, lines] of all tests, each file of tests by itself."""
+
+    def watch(file):
+        folder = folders.get()
+        try:
+            return watch_one(folder, file)
+        finally:
+            folders.put(folder)
+
+    files = sorted(ROOT.glob("tests/test_*.py"), key=lambda path: -path.stat().st_size)
+    with ThreadPoolExecutor(folders.qsize()) as pool:
+        parts = list(pool.map(watch, [str(path.relative_to(ROOT)) for path in files]))
+    return [row for rows in parts for row in rows]
+
+
+def watch_one(folder, file):
+    for path in folder.glob(".coverage*"):
+        path.unlink()
+    record = folder / "record.json"
+    done = run_pytest(folder, [*RECORD, file], record=record)
+    if done.code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        return []
+    if done.code:
+        fail(f"nothing is broken, yet a test of {file} fails: {done.log[-2000:]}")
+    return json.loads(record.read_text(encoding="utf-8"))
+
+
+def digest(folder):
+    whole = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        whole.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def read_coverage(seconds):
+    """[test, seconds, lines] of the coverage data in this folder."""
+    recorder = coverage.Coverage()
+    recorder.load()
+    recorder.combine()  # the data of processes that the tests started
+    data = recorder.get_data()
+    lines = {test: defaultdict(list) for test in ["", *seconds]}
+    for path in data.measured_files():
+        file = str(Path(path).relative_to(Path.cwd()))
+        for number, contexts in data.contexts_by_lineno(path).items():
+            # "test|run" in the process of the tests, "test (call)" in those that they start
+            for test in {re.sub(r"\|\w+$| \(\w+\)$", "", context) for context in contexts}:
+                lines[test][file].append(number)
+    return [(test, seconds[test], lines[test]) for test in lines]
+
+
+# Running tests
+
+
+class Done(NamedTuple):
+    code: int  # pytest's exit code; if negative, the signal that ended it
+    test: str  # the last test that began
+    log: str
+
+
+def in_a_copy(folder, arguments, watch, record):
+    """Run tests of a copy, in a process that has loaded the libraries before."""
     os.chdir(folder)
+    os.environ.pop("PYTEST_CURRENT_TEST", None)  # coverage.py takes it for the test that runs
     os.setsid()  # so that what the tests have started can be killed with them
     for name in list(sys.modules):
         if name.split(".")[0] in ("tools", "common"):
-            del sys.modules[name]  # pytest puts the folder's own on the path
+            del sys.modules[name]  # pytest puts the copy's own on the path
     sys.path[:] = [path for path in sys.path if path and Path(path).resolve() != ROOT]
-    with open("log.txt", "w", encoding="utf-8") as sys.stdout:
-        sys.stderr = sys.stdout
-        sys.exit(pytest.main(arguments))
+    sys.dont_write_bytecode = not record  # bytecode of a broken file must not outlive it
+    if record:
+        os.environ["COVERAGE_PROCESS_START"] = str(folder / "pyproject.toml")
+    else:
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    with open("log.txt", "w", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)  # stdout and stderr, of child processes too
+        os.dup2(log.fileno(), 2)
+    code = pytest.main([*OPTIONS, *arguments], plugins=[watch])
+    sys.stdout.flush()
+    if record and not code:
+        record.write_text(json.dumps(read_coverage(watch.seconds)), encoding="utf-8")
+    sys.exit(int(code))
 
 
-def run_tests(folder, place, timeout):
-    """The name of the first test that fails, or nothing."""
-    first = FIRST.get(place, [])
-    others = [name for name in TESTS if name not in first]
-    files = [f"tests/test_{name}.py" for name in (*first, *others)]
-    options = ["-x", "-q", "-n", "0", "-m", "not slow", "--tb=no", "-p", "no:cacheprovider"]
-    process = CONTEXT.Process(target=run_pytest, args=(folder, [*options, *files]))
+def run_pytest(folder, arguments, watch=None, record=None):
+    """Run tests of a copy up to the first failure. Returns what they came to."""
+    for name in ("test.txt", "log.txt"):
+        (folder / name).write_text("", encoding="utf-8")
+    arguments = (folder, arguments, watch or Watch(), record)
+    process = CONTEXT.Process(target=in_a_copy, args=arguments)
     process.start()
-    process.join(timeout)
-    if process.is_alive():
+    process.join()
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.join()
-        return f"more than {timeout:g} seconds"
-    log = (folder / "log.txt").read_text(encoding="utf-8")
-    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", log, re.MULTILINE)
-    if process.exitcode < 0 and not failed:
-        return f"signal {-process.exitcode} ended the tests"
-    if process.exitcode and not failed:
-        fail(f"the tests did not run: {log[-600:]}")
-    if not process.exitcode:
-        return ""
-    return failed[1].split("[")[0].removeprefix("test_").replace(".py::test_", ": ")
+    texts = [(folder / name).read_text(encoding="utf-8") for name in ("test.txt", "log.txt")]
+    return Done(process.exitcode, *texts)
 
 
-def judge(mutant, folders, timeout):
-    """Which test notices the fault, or nothing."""
-    folder = folders.get()
+class Memory:
+    """Which test noticed which fault, in the last table and since."""
+
+    def __init__(self, text):
+        self.killers = {}
+        self.counts = Counter()
+        place = ""
+        for line in text.splitlines():
+            if line.startswith("## "):
+                place = line.removeprefix("## ").split(",")[0]
+            elif row := re.fullmatch(r"\| `(.+)` \| `(.+)` \| (\w+: \w+).*", line):
+                old, new = row[1].replace(r"\|", "|"), row[2].replace(r"\|", "|")
+                self.add(Mutant(place, old, new, ""), row[3])
+
+    def add(self, mutant, killer):
+        self.killers[mutant[:3]] = killer
+        self.counts[mutant.place, killer] += 1
+
+
+def label(test):
+    """A test as the table names it: without the folder, and all its cases as one."""
+    file, _, function = test.split("[")[0].partition("::")
+    return f"{Path(file).stem.removeprefix('test_')}: {function.removeprefix('test_')}"
+
+
+def in_order(mutant, covered, lines, memory):
+    """The tests that run the broken lines: first those that are likely to notice, and quick.
+
+    A test is the likelier to notice, the fewer lines it runs, the more faults of this place it
+    has noticed, and the fewer of its cases come before. If the line runs when its file is
+    imported, any test that uses the file may notice; one that names what has changed is likelier.
+    """
+    words = set(re.findall(r"\w{3,}", f"{mutant.old} {mutant.new}"))
+    imported = runs_any(covered[""], lines)
+    files = {file: set(range(1, 10_000)) for file in lines}
+    users = {test.split("::")[0] for test in covered if runs_any(covered[test], files)}
+    costs = {}
+    for test in filter(None, covered):
+        runs = runs_any(covered[test], lines)
+        if runs or (imported and test.split("::")[0] in users):
+            size = 1 + sum(map(len, covered[test].lines.values()))
+            noticed = memory.counts[mutant.place, label(test)]
+            costs[test] = (0.1 + covered[test].seconds) * size / (1 + noticed)
+            if not runs:
+                costs[test] *= 3 if words & words_of(test) else 30
+    cases = Counter()
+    for test in sorted(costs, key=costs.get):
+        cases[label(test)] += 1
+        costs[test] *= cases[label(test)]
+    last = memory.killers.get(mutant[:3])
+    return sorted(costs, key=lambda test: (label(test) != last, costs[test]))
+
+
+def runs_any(covered, lines):
+    return any(covered.lines.get(file, set()) & numbers for file, numbers in lines.items())
+
+
+@cache
+def words_of(test):
+    """The words in the source of a test, decorators included."""
+    file, *_, function = test.split("[")[0].split("::")
+    source = (ROOT / file).read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            parts = [node, *node.decorator_list]
+            text = " ".join(ast.get_source_segment(source, part) for part in parts)
+            return set(re.findall(r"\w+", text))
+    return set()
+
+
+def batches(tests, covered, longest):
+    """Few tests first, then more and more at once, since each batch takes a second to begin."""
+    batch, seconds, end = [], 0.0, 2.0
+    for test in tests:
+        batch.append(test)
+        seconds += covered[test].seconds
+        if seconds > end:
+            yield batch
+            batch, end = [], min(5 * end, longest)
+        if seconds > longest:
+            return
+    if batch:
+        yield batch
+
+
+@contextlib.contextmanager
+def broken(mutant, folder):
+    """A copy of the project has the fault; afterward it is as before."""
+    files = apply(mutant, folder)
+    sources = {path: path.read_text(encoding="utf-8") for path in files}
+    for path, source in files.items():
+        path.write_text(source, encoding="utf-8")
     try:
-        files = apply(mutant, folder)
-        saved = {path: path.read_text(encoding="utf-8") for path in files}
-        for path, source in files.items():
-            path.write_text(source, encoding="utf-8")
-        killer = run_tests(folder, mutant.place, timeout)
-        for path, source in saved.items():
-            path.write_text(source, encoding="utf-8")
+        yield
     finally:
-        folders.put(folder)
-    return killer
+        for path, source in sources.items():
+            path.write_text(source, encoding="utf-8")
+
+
+def judge(mutant, folder, covered, memory, seconds):
+    """Which test notices the fault, or nothing."""
+    tests = in_order(mutant, covered, broken_lines(mutant, folder), memory)
+    with broken(mutant, folder):
+        for batch in batches(tests, covered, seconds):
+            limits = {test: LEAST + 10 * covered[test].seconds for test in batch}
+            files = list(dict.fromkeys(test.split("::")[0] for test in batch))
+            done = run_pytest(folder, files, Watch(batch, limits))
+            if done.code:
+                return verdict(done)
+    return ""
+
+
+def verdict(done):
+    if done.code == -signal.SIGALRM:
+        return f"{label(done.test)} (it takes too long)"
+    if done.test:
+        return label(done.test)
+    if done.code in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.TESTS_FAILED):
+        return "the import of the file"
+    return fail(f"the tests did not run: {done.log[-2000:]}")
+
+
+def copies(count, folder):
+    """A queue of so many copies of the project, each for one run of tests at a time."""
+    folders = Queue()
+    for i in range(count):
+        ignored = shutil.ignore_patterns(*LEFT_OUT)
+        folders.put(shutil.copytree(ROOT, Path(folder, str(i)), ignore=ignored))
+    return folders
+
+
+def judge_all(mutants, workers, seconds):
+    """{fault: the test that notices it, or nothing}."""
+    start = time.time()
+    memory = Memory(TABLE.read_text(encoding="utf-8") if TABLE.exists() else "")
+    verdicts = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = copies(workers, temporary)
+        covered = covered_by_tests(folders)
+        print(f"{minutes(start)}  {len(covered) - 1} tests", flush=True)
+
+        def judge_one(mutant):
+            folder = folders.get()
+            try:
+                return judge(mutant, folder, covered, memory, seconds)
+            finally:
+                folders.put(folder)
+
+        with ThreadPoolExecutor(workers) as pool:
+            futures = {pool.submit(judge_one, mutant): mutant for mutant in mutants}
+            for future in as_completed(futures):
+                mutant, killer = futures[future], future.result()
+                verdicts[mutant[:3]] = killer
+                if killer:
+                    memory.add(mutant, killer)
+                fault = f"{mutant.place}: {mutant.old} ==> {mutant.new}"
+                count = f"{len(verdicts)}/{len(mutants)}"
+                print(f"{count} {minutes(start)}  {fault}: {killer or 'NOTHING'}", flush=True)
+    return verdicts
+
+
+# The table
+
+
+def minutes(start):
+    return f"{(time.time() - start) / 60:.0f} minutes"
 
 
 def table(rows):
@@ -201,34 +495,6 @@ def report(results, how_long):
     return "\n\n".join(parts) + "\n"
 
 
-def copies(count, folder):
-    """A queue of so many copies of the project, each for one test run at a time."""
-    folders = Queue()
-    ignored = shutil.ignore_patterns(".*", "runs", "docs", "__pycache__")
-    for i in range(count):
-        folders.put(shutil.copytree(ROOT, Path(folder, str(i)), ignore=ignored))
-    return folders
-
-
-def judge_all(mutants, args):
-    """Pairs of a mutant and the test that notices it."""
-    results = []
-    with tempfile.TemporaryDirectory() as temporary:
-        start = time.time()
-        folders = copies(args.workers, temporary)
-        if killer := run_tests(folders.queue[0], "", args.timeout):
-            fail(f"nothing is broken, yet a test fails: {killer}")
-        with ThreadPoolExecutor(args.workers) as pool:
-            verdicts = pool.map(lambda mutant: judge(mutant, folders, args.timeout), mutants)
-            for mutant, killer in zip(mutants, verdicts):
-                results.append((mutant, killer))
-                count = f"{len(results)}/{len(mutants)}"
-                minutes = (time.time() - start) / 60
-                fault = f"{mutant.place}: {mutant.old} ==> {mutant.new}"
-                print(f"{count} {minutes:.1f} min  {fault}: {killer or 'NOTHING'}", flush=True)
-    return results
-
-
 def main(args):
     mutants = read_mutants((ROOT / "tools" / "mutants.txt").read_text(encoding="utf-8"))
     mutants = [mutant for mutant in mutants if args.only in " ".join(mutant[:3])]
@@ -240,14 +506,14 @@ def main(args):
     except (ValueError, SyntaxError) as error:
         fail(f"mutants.txt does not fit: {error}")
     start = time.time()
-    results = judge_all(mutants, args)
+    verdicts = judge_all(mutants, args.workers, args.seconds)
+    results = [(mutant, verdicts[mutant[:3]]) for mutant in mutants]
     print(summary(results))
     if args.output:
-        minutes = (time.time() - start) / 60
-        how_long = f"in {minutes:.0f} minutes with {args.workers} workers."
+        how_long = f"in {minutes(start)} with {args.workers} workers."
         Path(args.output).write_text(report(results, how_long), encoding="utf-8")
     return any(not killer and not mutant.reason for mutant, killer in results)
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Args)))
+    sys.exit(main(parse(Args)))
