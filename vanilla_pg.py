@@ -243,9 +243,9 @@ def main(args: Args) -> int:
             batch, obs, done = collect(envs, obs, done, policy, value, reward_scaler, args)
             # Update
             lr_factor = 1 - run.step / args.total_steps if args.anneal_lr else 1
-            lr_factor *= value.net.lr_factor  # less for images
-            policy_optimizer.param_groups[0]["lr"] = lr_factor * args.policy_lr
-            value_optimizer.param_groups[0]["lr"] = lr_factor * args.value_lr
+            limit = value.net.lr_limit  # infinite, except for images
+            policy_optimizer.param_groups[0]["lr"] = lr_factor * min(args.policy_lr, limit)
+            value_optimizer.param_groups[0]["lr"] = lr_factor * min(args.value_lr, limit)
             own_metrics = update_policy(policy, policy_optimizer, batch, args)
             update_value(value, value_optimizer, batch, args)
             run.refuse_nan(batch)

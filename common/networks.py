@@ -67,7 +67,7 @@ def initialize(layer: nn.Linear | nn.Conv2d, gain: float = 2**0.5) -> None:
 class MLP(nn.Module):
     """Two tanh layers and a linear one, on normalized observations."""
 
-    lr_factor = 1.0  # of the learning rates
+    lr_limit = math.inf  # no learning rate is too large
 
     def __init__(self, normalizer: Normalizer, hidden_size: int, num_outputs: int, gain: float):
         super().__init__()
@@ -100,9 +100,9 @@ class CNN(nn.Module):
                 nn.Conv2d(64, 64, kernel_size=3),
             ]
             hidden_size = 512
-            self.lr_if_centered = 0.25  # Adam's steps add up in a wide layer
+            self.lr_if_centered = 5e-4  # Adam's steps add up in a wide layer
         else:
-            self.lr_if_centered = 1.0
+            self.lr_if_centered = math.inf
             convolutions = [nn.Conv2d(channels, 32, 3), nn.Conv2d(32, 64, 3)]  # 3 × 3 pixels
         layers = []
         for convolution in convolutions:
@@ -116,8 +116,8 @@ class CNN(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Flatten(), hidden, nn.ReLU(), last)
 
     @property
-    def lr_factor(self) -> float:
-        """Nothing is learned from the first batch, for whose pixels there is no mean yet."""
+    def lr_limit(self) -> float:
+        """The largest learning rate: 0 for the first batch, whose pixels have no mean yet."""
         return self.lr_if_centered if self.normalizer.count > 0 else 0.0
 
     def to_images(self, x: Tensor) -> Tensor:  # (B, …) to (B, channels, height, width)

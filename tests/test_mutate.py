@@ -131,20 +131,45 @@ def order(text="", line=3):
 
 
 def test_the_likeliest_tests_come_first(monkeypatch):
-    """All cost 1.1 s but for the slow one: times the lines they run and one, and by the case."""
-    monkeypatch.setattr(mutate, "words_of", lambda test: set())
-    assert order() == ["little[1]", "little[2]", "slow", "much"]
+    monkeypatch.setattr(mutate, "common_words", lambda test, words: 0)
+    assert order() == ["little[1]", "little[2]", "much", "slow"]
     row = "| `old` | `{}` | x: {} |"
     others = "\n".join(["## a.py", *(row.format(i, "much") for i in range(99))])
     assert order(others)[:2] == ["much", "little[1]"]
     assert order("## b.py\n" + row.format("new", "slow"))[0] == "little[1]"
     assert order("## a.py\n" + row.format("new", "slow"))[0] == "slow"
+    monkeypatch.setattr(mutate, "common_words", lambda test, words: "slow" in test)
+    assert order()[0] == "slow"
 
 
 def test_lines_of_an_import_concern_all_tests_of_the_file(monkeypatch):
-    monkeypatch.setattr(mutate, "words_of", lambda test: {"old"} if "else" in test else set())
-    assert order(line=2) == ["elsewhere", "little[1]", "little[2]", "slow", "much"]
+    monkeypatch.setattr(mutate, "common_words", lambda test, words: "else" in test)
+    assert order(line=2) == ["elsewhere", "little[1]", "little[2]", "much", "slow"]
     assert order(line=4) == []
+
+
+def test_common_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(mutate, "ROOT", tmp_path)
+    text = """
+import pytest
+
+def helper():
+    return rare
+
+@pytest.mark.parametrize("one", [1])
+def test_a(one):
+    assert helper() == often
+
+def test_b():
+    assert often
+"""
+    (tmp_path / "test_x.py").write_text(text, encoding="utf-8")
+    for test, words, expected in [
+        ("test_x.py::test_a[1]", {"rare", "often", "other"}, 1.5),
+        ("test_x.py::test_a[1]", {"parametrize"}, 1),
+        ("test_x.py::test_b", {"rare", "often"}, 0.5),
+    ]:
+        assert mutate.common_words(test, words) == expected
 
 
 def test_batches_get_longer_up_to_the_limit():

@@ -15,6 +15,7 @@ from scipy import integrate, stats
 from torch.distributions import kl_divergence
 
 import ppo
+import trpo
 from common.networks import Normalizer, Policy, Value
 
 DISCRETE = [
@@ -448,28 +449,30 @@ def test_images_are_divided_by_the_largest_byte_that_was_ever_seen():
 @pytest.mark.parametrize(
     ("shape", "dtype", "first", "later"),
     [
-        ((3,), np.float32, 1, 1),
-        ((8, 8), np.uint8, 0, 1),
-        ((36, 36), np.uint8, 0, 0.25),  # the wide network
+        ((3,), np.float32, np.inf, np.inf),
+        ((8, 8), np.uint8, 0, np.inf),
+        ((36, 36), np.uint8, 0, 5e-4),  # the wide network
     ],
 )
 def test_images_are_centered_before_anything_is_learned_from_them(shape, dtype, first, later):
     normalizer = Normalizer(shape, True, dtype)
     value = Value(normalizer, 8)
-    assert value.net.lr_factor == first
+    assert value.net.lr_limit == first
     normalizer.update(torch.zeros(2, *shape))
-    assert value.net.lr_factor == later
+    assert value.net.lr_limit == later
 
 
-def test_learning_rates_of_images(tmp_path):
-    """0 in the first iteration, then a quarter of what is left: of 8 × 16 steps in 4 × 32."""
+@pytest.mark.parametrize("script", [ppo, trpo])  # trpo.py logs that of the value function
+@pytest.mark.parametrize(("lr", "used"), [(0.01, 5e-4), (2e-4, 2e-4)])
+def test_learning_rates_of_images(script, lr, used, tmp_path):
+    """0 in the first iteration, then what the limit leaves, annealed: 8 × 16 steps of 4 × 128."""
     gym.registry.pop("Wide-v0", None)
     space = spaces.Box(0, 255, (36, 36), np.uint8)
     shown = dict(space=space, shown=np.zeros((36, 36), np.uint8))
     gym.register("Wide-v0", Showing, kwargs=shown)
-    run_dir = tmp_path / "run"
-    options = dict(num_envs=8, num_steps=16, policy_epochs=1, value_epochs=1, total_steps=512)
-    ppo.main(ppo.Args(env_id="Wide-v0", run_dir=str(run_dir), policy_lr=0.01, **options))
-    with open(run_dir / "metrics.csv", encoding="utf-8", newline="") as file:
+    options = dict(num_envs=8, num_steps=16, value_epochs=1, total_steps=512)
+    options |= {"policy_lr" if script is ppo else "value_lr": lr, "run_dir": str(tmp_path / "run")}
+    script.main(script.Args(env_id="Wide-v0", **options))
+    with open(tmp_path / "run" / "metrics.csv", encoding="utf-8", newline="") as file:
         rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
-    assert_allclose(rates, [0, 0.01 / 4 * 3 / 4, 0.01 / 4 / 2, 0.01 / 4 / 4], rtol=1e-6)
+    assert_allclose(rates, [0, used * 3 / 4, used / 2, used / 4], rtol=1e-6)

@@ -321,7 +321,7 @@ def state_of_this_process():
         threads=torch.get_num_threads(),
         running=threading.active_count(),
         files=sorted(file.path for file in process.open_files() if "events" in file.path),
-        processes=len([x for x in process.children() if "tracker" not in str(x.cmdline())]),
+        processes=[x.cmdline() for x in process.children() if "tracker" not in str(x.cmdline())],
     )
 
 

@@ -264,6 +264,7 @@ class Done(NamedTuple):
 def in_a_copy(folder, arguments, watch, record):
     """Run tests of a copy, in a process that has loaded the libraries before."""
     os.chdir(folder)
+    multiprocessing.set_start_method(None, force=True)  # as usual, not as for this process
     os.environ.pop("PYTEST_CURRENT_TEST", None)  # coverage.py takes it for the test that runs
     os.setsid()  # so that what the tests have started can be killed with them
     for name in list(sys.modules):
@@ -272,6 +273,7 @@ def in_a_copy(folder, arguments, watch, record):
     sys.path[:] = [path for path in sys.path if path and Path(path).resolve() != ROOT]
     sys.dont_write_bytecode = not record  # bytecode of a broken file must not outlive it
     if record:
+        os.environ["COVERAGE_FOLDER"] = str(folder)
         os.environ["COVERAGE_PROCESS_START"] = str(folder / "pyproject.toml")
     else:
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -328,22 +330,23 @@ def in_order(mutant, covered, lines, memory):
     """The tests that run the broken lines: first those that are likely to notice, and quick.
 
     A test is the likelier to notice, the fewer lines it runs, the more faults of this place it
-    has noticed, and the fewer of its cases come before. If the line runs when its file is
-    imported, any test that uses the file may notice; one that names what has changed is likelier.
+    has noticed, the more it says of what has changed, and the fewer of its cases come before. If
+    the line runs when its file is imported, any test of a file that uses it may notice.
     """
-    words = set(re.findall(r"\w{3,}", f"{mutant.old} {mutant.new}"))
     imported = runs_any(covered[""], lines)
     files = {file: set(range(1, 10_000)) for file in lines}
     users = {test.split("::")[0] for test in covered if runs_any(covered[test], files)}
+    words = set(re.findall(r"\w{3,}", f"{mutant.old} {mutant.new}"))
     costs = {}
     for test in filter(None, covered):
         runs = runs_any(covered[test], lines)
         if runs or (imported and test.split("::")[0] in users):
             size = 1 + sum(map(len, covered[test].lines.values()))
             noticed = memory.counts[mutant.place, label(test)]
-            costs[test] = (0.1 + covered[test].seconds) * size / (1 + noticed)
+            likeliness = (1 + noticed) * (1 + 30 * common_words(test, words)) / size**0.5
+            costs[test] = (0.1 + covered[test].seconds) / likeliness
             if not runs:
-                costs[test] *= 3 if words & words_of(test) else 30
+                costs[test] *= 10
     cases = Counter()
     for test in sorted(costs, key=costs.get):
         cases[label(test)] += 1
@@ -356,17 +359,29 @@ def runs_any(covered, lines):
     return any(covered.lines.get(file, set()) & numbers for file, numbers in lines.items())
 
 
-@cache
-def words_of(test):
-    """The words in the source of a test, decorators included."""
+def common_words(test, words):
+    """How many of the words are in the source of a test; a word in n tests counts as 1/n."""
     file, *_, function = test.split("[")[0].split("::")
+    of_tests = words_of_tests(file)
+    common = words & of_tests.get(function, set())
+    return sum(1 / sum(word in others for others in of_tests.values()) for word in common)
+
+
+@cache
+def words_of_tests(file):
+    """{test: the words in its source, and in the functions of its file that it uses}."""
     source = (ROOT / file).read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef) and node.name == function:
+    words = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
             parts = [node, *node.decorator_list]
             text = " ".join(ast.get_source_segment(source, part) for part in parts)
-            return set(re.findall(r"\w+", text))
-    return set()
+            words[node.name] = set(re.findall(r"\w+", text))
+    helpers = {name: words.pop(name) for name in list(words) if not name.startswith("test_")}
+    for found in words.values():
+        for name in helpers.keys() & found:
+            found |= helpers[name]
+    return words
 
 
 def batches(tests, covered, longest):
