@@ -1,0 +1,55 @@
+"""tools.animation: the films of runs, side by side."""
+
+import os
+
+import numpy as np
+import pytest
+from moviepy import ImageSequenceClip
+from PIL import Image
+
+from tools import animation
+
+RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+
+
+def film(run_dir, colors, name="film", width=64):
+    """A film at 10 frames a second, each frame of one color and 32 pixels high."""
+    (run_dir / "video").mkdir(parents=True, exist_ok=True)
+    frames = [np.full((32, width, 3), color, np.uint8) for color in colors]
+    path = run_dir / "video" / f"{name}.mp4"
+    ImageSequenceClip(frames, fps=10).write_videofile(str(path), logger=None)
+    return path
+
+
+def colors(picture, x):
+    """The color at x, as 200 or 0, in each tenth of a second."""
+    found = []
+    for i in range(picture.n_frames):
+        picture.seek(i)
+        pixel = np.array(picture.convert("RGB").getpixel((x, 8)))
+        found += [tuple((pixel > 100) * 200)] * round(picture.info["duration"] / 100)
+    return found
+
+
+@pytest.mark.slow
+def test_films_are_side_by_side_and_a_short_one_begins_again(tmp_path, capsys):
+    old = film(tmp_path / "a", [BLUE] * 10, "old")
+    os.utime(old, (1, 1))
+    film(tmp_path / "a", [RED] * 10 + [GREEN] * 10 + [BLUE] * 10)
+    film(tmp_path / "b", [GREEN] * 5 + [BLUE] * 6, width=32)  # moviepy drops the last frame
+    output = tmp_path / "both.webp"
+    runs = [str(tmp_path / "a"), str(tmp_path / "b")]
+    animation.main(animation.Args(runs, str(output), height=16, seconds=2.0, fps=10))
+    picture = Image.open(output)
+    assert picture.size == (32 + 6 + 16, 16)
+    assert colors(picture, 16) == [RED] * 10 + [GREEN] * 10
+    assert colors(picture, 46) == ([GREEN] * 5 + [BLUE] * 5) * 2
+    assert picture.info["loop"] == 0  # for ever
+    assert "20 frames of 54 × 16" in capsys.readouterr().out
+
+
+def test_a_run_without_a_film(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        animation.main(animation.Args([str(tmp_path)]))
+    assert stop.value.code == 2
+    assert f"python -m tools.evaluate {tmp_path} --mode --video" in capsys.readouterr().err

@@ -1,0 +1,72 @@
+"""Put the films of several runs side by side, in one moving picture for a page.
+
+Run: python -m tools.evaluate runs/CartPole-v1/ppo/seed1 --mode --video
+     python -m tools.animation runs/CartPole-v1/ppo/seed1 ... --output docs/learned.webp
+"""
+
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tools import fail, parse
+
+try:
+    from moviepy import VideoFileClip
+    from PIL import Image  # moviepy needs it too
+except ImportError:
+    fail("animations need moviepy: pip install moviepy")
+
+
+@dataclass
+class Args:
+    run_dirs: Annotated[list[str], tyro.conf.Positional]  # runs that tools.evaluate has filmed
+    output: str = "learned.webp"  # file to write; a name in .gif gives a GIF
+    height: int = 180  # pixels of each film
+    seconds: float = 6.0  # of each film, from its start; a shorter one begins again
+    fps: int = 15  # frames in a second
+    quality: int = 60  # of a WebP, up to 100
+
+
+def newest_film(run_dir):
+    films = sorted(Path(run_dir, "video").glob("*.mp4"), key=lambda path: path.stat().st_mtime)
+    if not films:
+        fail(f"{run_dir} has no film: python -m tools.evaluate {run_dir} --mode --video")
+    return str(films[-1])
+
+
+def read_frames(path, args):
+    """The pictures of a film, of the height and at the rate that are asked for."""
+    with VideoFileClip(path) as film:
+        clip = film.subclipped(0, min(args.seconds, film.duration))
+        frames = [Image.fromarray(frame) for frame in clip.iter_frames(fps=args.fps)]
+    width = round(frames[0].width * args.height / frames[0].height)
+    return [frame.resize((width, args.height), Image.Resampling.LANCZOS) for frame in frames]
+
+
+def beside(pictures, gap=6):
+    """One picture of several, with a white gap between them."""
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
+    whole = Image.new("RGB", (width, pictures[0].height), "white")
+    left = 0
+    for picture in pictures:
+        whole.paste(picture, (left, 0))
+        left += picture.width + gap
+    return whole
+
+
+def main(args):
+    films = [read_frames(newest_film(run_dir), args) for run_dir in args.run_dirs]
+    count = round(args.seconds * args.fps)
+    films = [islice(cycle(frames), count) for frames in films]
+    first, *others = [beside(pictures) for pictures in zip(*films)]
+    options = dict(append_images=others, duration=round(1000 / args.fps), loop=0)
+    first.save(args.output, save_all=True, quality=args.quality, method=6, **options)
+    size = Path(args.output).stat().st_size / 1e6
+    print(f"{args.output}: {count} frames of {first.width} × {first.height}, {size:.2f} MB")
+
+
+if __name__ == "__main__":
+    main(parse(Args))
