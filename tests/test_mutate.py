@@ -121,6 +121,7 @@ COVERED = {
     "tests/test_x.py::test_slow": covered(9, a={3}),
     "tests/test_x.py::test_elsewhere": covered(1, b={3}),
     "tests/test_y.py::test_of_another_file": covered(1, b={3}),
+    "tests/test_y.py::test_of_nothing": covered(1),
 }
 
 
@@ -146,6 +147,13 @@ def test_lines_of_an_import_concern_all_tests_of_the_file(monkeypatch):
     monkeypatch.setattr(mutate, "common_words", lambda test, words: "else" in test)
     assert order(line=2) == ["elsewhere", "little[1]", "little[2]", "much", "slow"]
     assert order(line=4) == []
+
+
+def test_tests_of_which_nothing_is_known_may_notice_what_others_of_its_file_run(monkeypatch):
+    monkeypatch.setattr(mutate, "common_words", lambda test, words: 0)
+    tests = mutate.in_order(Mutant("b.py", "", "", ""), COVERED, {"b.py": {3}}, mutate.Memory(""))
+    assert "tests/test_y.py::test_of_nothing" in tests
+    assert "of_nothing" not in order()
 
 
 def test_common_words(tmp_path, monkeypatch):

@@ -339,8 +339,9 @@ def in_order(mutant, covered, lines, memory):
     words = set(re.findall(r"\w{3,}", f"{mutant.old} {mutant.new}"))
     costs = {}
     for test in filter(None, covered):
-        runs = runs_any(covered[test], lines)
-        if runs or (imported and test.split("::")[0] in users):
+        # Where nothing is known, the lines run in forks of what an earlier test has started
+        runs = runs_any(covered[test], lines) or not covered[test].lines
+        if test.split("::")[0] in users and (runs or imported):
             size = 1 + sum(map(len, covered[test].lines.values()))
             noticed = memory.counts[mutant.place, label(test)]
             likeliness = (1 + noticed) * (1 + 30 * common_words(test, words)) / size**0.5
