@@ -13,7 +13,7 @@ TESTS = sorted(set(re.findall(r"`(test_\w+\.py)::(test_\w+)`", TEXT)))
 
 def test_every_row_has_a_fault_threads_and_one_test():
     rows = [line for line in TEXT.splitlines() if line.startswith("| ")]
-    heads = [line for line in rows if line == "| what went wrong | where | what notices it here |"]
+    heads = [line for line in rows if line == "| bug | where | test that catches it here |"]
     assert len(TABLE) == len(rows) - len(heads) >= 20
     assert len({fault for fault, _, _ in TABLE}) == len(TABLE)
     for _, _, test in TABLE:
