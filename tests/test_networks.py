@@ -432,6 +432,27 @@ def test_images_stay_bytes_until_they_are_in_the_network():
     assert_allclose(disabled(batch.obs), np.ones((6, 192)), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "is_image"),
+    [
+        ((5, 5), np.uint8, True),
+        ((2, 5, 9), np.uint8, True),
+        ((9, 9, 3), np.uint8, True),
+        ((5, 4), np.uint8, False),
+        ((25,), np.uint8, False),
+        ((9, 9), np.float32, False),
+        ((9, 9), np.int16, False),
+    ],
+)
+def test_only_bytes_in_two_dimensions_are_an_image(shape, dtype, is_image):
+    normalizer = Normalizer(shape, True, dtype)
+    assert normalizer.is_image == is_image
+    obs = np.ones((4, *shape), dtype)
+    obs[0] = 3  # the mean is 1.5 and the variance 0.75
+    normalizer.update(torch.from_numpy(obs))
+    assert_allclose(normalizer.std.flatten()[0], 3 if is_image else 0.75**0.5)
+
+
 def test_images_are_divided_by_the_largest_byte_that_was_ever_seen():
     """A board of zeros and ones, then one with a byte of 7, then ones again."""
     normalizer = Normalizer((5, 5), True, np.uint8)
