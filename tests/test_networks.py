@@ -16,7 +16,7 @@ from torch.distributions import kl_divergence
 
 import ppo
 import trpo
-from common.networks import Normalizer, Policy, Value
+from common.networks import Normalizer, Policy, Value, make_head
 
 DISCRETE = [
     spaces.Discrete(4),
@@ -94,6 +94,22 @@ def test_discrete_samples(space):
         for action, p in zip(*enumerate_actions(space, outputs)):
             frequency = (sent == action + start).reshape(20_000, -1).all(1).mean()
             assert abs(frequency - p) < 5 * math.sqrt(p * (1 - p) / 20_000)
+
+
+def test_each_observation_has_actions_of_its_own():
+    """Three outputs of the network that are as good as certain of three different actions."""
+    certain = 50 * torch.eye(3)
+    pairs = certain[:, None].expand(3, 2, 3)  # both parts alike
+    for space, outputs, expected in [
+        (spaces.Discrete(3), certain, [0, 1, 2]),
+        (spaces.MultiDiscrete([3, 3]), pairs, [[0, 0], [1, 1], [2, 2]]),
+        (spaces.MultiBinary(3), 2 * certain - 50, [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+        (spaces.Box(-1, 1, (2,)), certain[:, :2], [[50, 0], [0, 50], [0, 0]]),
+    ]:
+        head = make_head(space)
+        tolerance = 5 if isinstance(space, spaces.Box) else 0  # ten standard deviations
+        for sample in (head.sample(outputs), head(outputs).sample(), head(outputs).mode):
+            assert_allclose(sample.detach(), expected, atol=tolerance)
 
 
 def test_padding_is_never_taken_even_where_its_output_is_the_largest():
