@@ -16,7 +16,7 @@ def make_batch(script, old_dist, **fields):
 
 
 class Recorder:
-    """Plain gradient ascent, with a step size of 0 if need be.
+    """Plain gradient ascent, with a learning rate of 0 if need be.
 
     Keeps the gradient of the objective and the weights after each step, both (P,).
     """

@@ -103,7 +103,7 @@ def test_reported_returns_are_raw(tmp_path):
             assert float(row["return_min"]) >= 8
 
 
-def test_step_sizes_fall_to_zero_at_the_end(tmp_path):
+def test_learning_rates_fall_to_zero_at_the_end(tmp_path):
     for script, lr in [("ppo", 3e-4), ("trpo", 1e-3)]:  # trpo has that of the value function only
         options = dict(policy_lr=lr) if script == "ppo" else dict(value_lr=lr)
         train(script, tmp_path / script, env_id="Acrobot-v1", total_steps=512, **options)
@@ -181,7 +181,7 @@ def test_resume_on_the_command_line(tmp_path):
 
 
 def test_resume_goes_on_from_the_saved_state(tmp_path):
-    """With step sizes of 0 weights stay; statistics and optimizers go on from the saved ones."""
+    """With learning rates of 0, weights stay; statistics and optimizers go on as saved."""
     run = tmp_path / "run"
     ends_early = '{"max_episode_steps": 20}'  # of the 32 steps of an iteration
     train("ppo", run, total_steps=500, env_kwargs=ends_early)

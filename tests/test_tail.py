@@ -183,7 +183,7 @@ def test_no_seed_shares_an_environment_with_another(monkeypatch):
 
 def test_seeds_of_the_weights(tmp_path):
     weights = []
-    for seed in (1, 2):  # with a step size of 0 they are the first ones
+    for seed in (1, 2):  # with a learning rate of 0 they are the first ones
         options = dict(seed=seed, total_steps=100, policy_lr=0.0, run_dir=str(tmp_path / str(seed)))
         ppo.main(ppo.Args(**SIZES, **options))
         weights.append(ppo.load_checkpoint(options["run_dir"])["policy"]["net.layers.0.weight"])

@@ -224,7 +224,7 @@ def measure(args):
 
 def in_words(quartiles):
     """Medians and quartiles of the four measures, (3, 4)."""
-    names = ["bias", "deviation", "effective sample size", "KL"]
+    names = ["bias", "standard deviation", "effective sample size", "KL"]
     parts = [
         f"{name} {median:.3f} ({low:.3f} to {high:.3f})"
         for name, (low, median, high) in zip(names, quartiles.T)

@@ -68,7 +68,7 @@ def reuse(pyplot, args):
     column = "return_last100"
     runs = plot.read_runs([f"{args.results}/reuse"], column)
     figure, grid = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    print("| environment | step size | " + " | ".join(reuse_lines("", "")) + " |")
+    print("| environment | learning rate | " + " | ".join(reuse_lines("", "")) + " |")
     print("|---|---|" + "---|" * 5)
     for panels, (env, rates) in zip(grid.T, REUSE.items()):
         for axes, (rate, ppo_rate) in zip(panels, rates):
@@ -80,7 +80,7 @@ def reuse(pyplot, args):
                 plot.draw(axes, series, column, "ppo", label=name, **style)
                 ends.append(plot.spread([rows[column][-1] for rows in series]))
             print(f"| {env} | {rate} | " + " | ".join(ends) + " |")
-            axes.set_title(f"{env}, step size {rate}", fontsize=11)
+            axes.set_title(f"{env}, learning rate {rate}", fontsize=11)
             axes.set(xlabel="environment steps", ylabel=plot.LABELS[column])
             axes.xaxis.set_major_formatter(pyplot.matplotlib.ticker.EngFormatter(sep=""))
     grid[0, 0].legend(frameon=False)
