@@ -1,7 +1,9 @@
 """Small environments on which something goes wrong: --env-id odd:NAME."""
 
+import multiprocessing
 import os
 import signal
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -58,6 +60,14 @@ class Flags(gym.vector.VectorEnv):
         self.count = np.where(resets, 0, self.count + 1).astype(np.float32)
         is_over = (self.count == 4).astype(self.flags)
         return self.count[:, None], np.where(resets, 0.0, 1.0), 0 * is_over, is_over, {}
+
+
+class Starting(gym.vector.VectorEnv):
+    """Fails when it has started a process."""
+
+    def __init__(self, num_envs, **kwargs):
+        multiprocessing.Process(target=time.sleep, args=(60,)).start()
+        raise ValueError("no room")
 
 
 class Foreign:
@@ -154,6 +164,7 @@ class Buttons(gym.Env):
 gym.register("Lost", Lost)
 gym.register("Flags", vector_entry_point=Flags)
 gym.register("ForeignFlags", vector_entry_point=ForeignFlags)
+gym.register("Starting", vector_entry_point=Starting)
 gym.register("Shown", Shown)
 gym.register("Bytes", Bytes)
 gym.register("Buttons", Buttons)

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import math
+import multiprocessing
 import signal
 import threading
 import time
@@ -85,6 +86,17 @@ def test_no_process_of_an_environment_outlives_the_run(ending, tmp_path):
     assert err.count("\n") == (0 if ending == "signals" else 1), err
     assert "Traceback" not in out + err
     assert not job.alive()
+
+
+def test_only_processes_of_the_environments_are_ended(tmp_path):
+    """They could not be set up, but had started a process; another was there before."""
+    other = multiprocessing.Process(target=time.sleep, args=(60,))
+    other.start()
+    with pytest.raises(SystemExit):
+        train(tmp_path, "Starting")
+    assert multiprocessing.active_children() == [other]
+    other.kill()
+    other.join()
 
 
 # Numbers

@@ -113,6 +113,18 @@ def test_learning_rates_fall_to_zero_at_the_end(tmp_path):
     assert {row["learning_rate"] for row in read(tmp_path / "fixed")} == {"0.01"}
 
 
+@pytest.mark.parametrize("script", ["ppo", "trpo"])
+def test_learning_rates_fall_with_the_steps_that_count(script, tmp_path):
+    """Which are fewer where episodes end, since a step that only resets does not count."""
+    lr = dict(policy_lr=0.01) if script == "ppo" else dict(value_lr=0.01)
+    train(script, tmp_path / "run", env_id="CartPole-v1", total_steps=600, **lr)
+    rows = read(tmp_path / "run")
+    steps = [0, *(int(row["step"]) for row in rows)]
+    assert steps[3] < 3 * 128  # some have reset
+    for row, step in zip(rows, steps):
+        assert float(row["learning_rate"]) == pytest.approx(0.01 * (1 - step / 600))
+
+
 def test_a_taken_name_gets_a_suffix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(3):
