@@ -1,10 +1,13 @@
 """Progress, status lines, rows and checkpoints of a run, at times that the tests choose."""
 
 import csv
+import io
 import json
+import math
 import os
 import types
 
+import gymnasium as gym
 import odd
 import pytest
 import torch
@@ -192,3 +195,68 @@ def test_seeds_near_the_largest_fit(tmp_path, monkeypatch):
         run.start_envs()
     run.close()
     assert all(0 <= seed <= 2**31 - 2 for seed in seeds)
+
+
+PARTS = {
+    "policy.net.layers.2.bias": lambda policy, value, scaler: policy.net.layers[-1].bias,
+    "value.net.layers.2.bias": lambda policy, value, scaler: value.net.layers[-1].bias,
+    "scaler.moments.mean": lambda policy, value, scaler: scaler.moments.mean,
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_nan_in_any_part_of_a_run_is_named(name, tmp_path, monkeypatch, capsys):
+    """It gets there after the update of the second iteration."""
+    networks, collect, refuse_nan = [], ppo.collect, ppo.Run.refuse_nan
+
+    def watch(envs, obs, done, policy, value, scaler, args):
+        networks[:] = policy, value, scaler
+        return collect(envs, obs, done, policy, value, scaler, args)
+
+    def poison(run, batch):
+        if run.iteration == 1:
+            PARTS[name](*networks).data[-1] = math.nan
+        refuse_nan(run, batch)
+
+    monkeypatch.setattr(ppo, "collect", watch)
+    monkeypatch.setattr(ppo.Run, "refuse_nan", poison)
+    with pytest.raises(SystemExit) as stop:
+        ppo.main(arguments(tmp_path, total_steps=500))
+    assert stop.value.code == 1
+    assert f"at step 104 in {name}: " in capsys.readouterr().err  # steps that reset do not count
+    assert len(metrics(tmp_path)) == 1
+
+
+def test_the_file_of_metrics_is_closed(tmp_path, monkeypatch):
+    runs, finish = [], ppo.Run.finish
+    monkeypatch.setattr(ppo.Run, "finish", lambda run: runs.append(run) or finish(run))
+    ppo.main(arguments(tmp_path, total_steps=100))
+    assert runs[0].csv.closed
+
+
+def test_large_numbers_of_steps_are_written_in_full(tmp_path):
+    run = types.SimpleNamespace(csv=io.StringIO(), events=None)
+    ppo.Run.write(run, {"step": 12_345_678_901, "kl": 0.01234567891, "return_mean": math.nan})
+    assert run.csv.getvalue() == "step,kl,return_mean\n12345678901,0.0123456789,\n"
+
+
+def test_the_folder_is_named_after_the_environment(tmp_path, monkeypatch):
+    """A slash or a colon would not do in the name of a folder everywhere."""
+    monkeypatch.chdir(tmp_path)
+    gym.register("corner/Flags", vector_entry_point=odd.Flags)
+    ppo.main(arguments(tmp_path, env_id="odd:corner/Flags", run_dir="", total_steps=100, seed=7))
+    assert (tmp_path / "runs" / "odd-corner-Flags" / "ppo" / "seed7" / "metrics.csv").exists()
+
+
+class Announcing(odd.Flags):
+    """Has an entry of its own under the key that Gymnasium's wrapper uses."""
+
+    def step(self, actions):
+        *rest, infos = super().step(actions)
+        return *rest, infos | {"episode": {"r": self.count}, "_episode": self.count == 4}
+
+
+def test_an_environment_may_tell_of_episodes_itself(tmp_path):
+    gym.register("Announcing", vector_entry_point=Announcing)
+    ppo.main(arguments(tmp_path, env_id="Announcing", total_steps=100))
+    assert metrics(tmp_path)[0]["return_mean"] == "4"
