@@ -118,7 +118,7 @@ def apply(mutant, root):
             raise ValueError(f"{name} has {mutant.old!r} {count} times, not once")
         at = source.index(mutant.old, start)
         files[root / name] = source[:at] + mutant.new + source[at + len(mutant.old) :]
-        compile(files[root / name], name, "exec")
+    compile(files[root / name], name, "exec")  # one, since what scripts share is the same in all
     return files
 
 
