@@ -260,3 +260,16 @@ def test_an_environment_may_tell_of_episodes_itself(tmp_path):
     gym.register("Announcing", vector_entry_point=Announcing)
     ppo.main(arguments(tmp_path, env_id="Announcing", total_steps=100))
     assert metrics(tmp_path)[0]["return_mean"] == "4"
+
+
+def test_what_is_not_known_is_empty_in_a_row(tmp_path):
+    """The first episode of 100 steps ends in the second iteration, of 64 steps each."""
+    kwargs = '{"at": 999, "length": 100}'
+    ppo.main(arguments(tmp_path, "odd:Shown", env_kwargs=kwargs, total_steps=200))
+    unknown = ["return_mean", "return_min", "return_max", "length_mean", "return_last100"]
+    first, second = metrics(tmp_path)
+    assert [first[name] for name in unknown] == [""] * 5
+    assert first["episodes"] == "0"
+    assert second["episodes"] == "2"
+    assert second["length_mean"] == "100"
+    assert "" not in [second[name] for name in unknown]

@@ -336,7 +336,7 @@ def in_order(mutant, covered, lines, memory):
     imported = runs_any(covered[""], lines)
     files = {file: set(range(1, 10_000)) for file in lines}
     users = {test.split("::")[0] for test in covered if runs_any(covered[test], files)}
-    words = set(re.findall(r"\w{3,}", f"{mutant.old} {mutant.new}"))
+    words = words_in(f"{mutant.old} {mutant.new}")
     costs = {}
     for test in filter(None, covered):
         # Where nothing is known, the lines run in forks of what an earlier test has started
@@ -344,7 +344,7 @@ def in_order(mutant, covered, lines, memory):
         if test.split("::")[0] in users and (runs or imported):
             size = 1 + sum(map(len, covered[test].lines.values()))
             noticed = memory.counts[mutant.place, label(test)]
-            likeliness = (1 + noticed) * (1 + 30 * common_words(test, words)) / size**0.5
+            likeliness = (1 + noticed) * (1 + 30 * common_words(test, words) ** 2) / size**0.5
             costs[test] = (0.1 + covered[test].seconds) / likeliness
             if not runs:
                 costs[test] *= 10
@@ -372,17 +372,22 @@ def common_words(test, words):
 def words_of_tests(file):
     """{test: the words in its source, and in the functions of its file that it uses}."""
     source = (ROOT / file).read_text(encoding="utf-8")
-    words = {}
+    texts = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef):
             parts = [node, *node.decorator_list]
-            text = " ".join(ast.get_source_segment(source, part) for part in parts)
-            words[node.name] = set(re.findall(r"\w+", text))
-    helpers = {name: words.pop(name) for name in list(words) if not name.startswith("test_")}
-    for found in words.values():
-        for name in helpers.keys() & found:
-            found |= helpers[name]
+            texts[node.name] = " ".join(ast.get_source_segment(source, part) for part in parts)
+    words = {}
+    for test in texts:
+        if test.startswith("test_"):
+            used = [name for name in texts if re.search(rf"\b{name}\b", texts[test])]
+            words[test] = words_in(" ".join(texts[name] for name in used))
     return words
+
+
+def words_in(text):
+    """Names and their parts: hidden_size, hidden and size."""
+    return set(re.findall(r"\w{3,}", text) + re.findall("[a-z]{3,}", text))
 
 
 def batches(tests, covered, longest):
