@@ -273,3 +273,20 @@ def test_what_is_not_known_is_empty_in_a_row(tmp_path):
     assert second["episodes"] == "2"
     assert second["length_mean"] == "100"
     assert "" not in [second[name] for name in unknown]
+
+
+def test_a_checkpoint_of_a_device_that_is_not_there_can_be_read(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        ppo.main(arguments(tmp_path, total_steps=100))
+    weights = ppo.load_checkpoint(tmp_path / "run")["policy"].values()
+    assert {x.device.type for x in weights} == {"cpu"}
+
+
+def test_a_run_that_has_moved_resumes_where_it_is(tmp_path):
+    args = arguments(tmp_path, total_steps=100)
+    ppo.main(args)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    ppo.main(ppo.Args(**(vars(args) | dict(resume=str(moved), total_steps=200))))
+    assert not (tmp_path / "run").exists()
+    assert ppo.load_checkpoint(moved)["progress"][1] == 208
