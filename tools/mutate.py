@@ -68,7 +68,7 @@ class Args:
     output: str = ""  # Markdown file to write, if any
     only: str = ""  # only faults whose place or text has this in it
     workers: int = 2  # tests that run side by side
-    seconds: float = 60.0  # of tests that are tried on a fault; one they miss is not noticed
+    seconds: float = 40.0  # of tests that are tried on a fault; one they miss is not noticed
 
 
 class Mutant(NamedTuple):
