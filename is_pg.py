@@ -48,36 +48,36 @@ class Args:
     # the task
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:id to import a module first
     env_kwargs: str = "{}"  # options of the environment, as JSON: '{"gravity": -5}'
-    wrappers: tuple[str, ...] = ()  # module:Class of each wrapper around each environment
-    vectorization_mode: Literal["sync", "async"] | None = None  # as in gym.make_vec
+    wrappers: tuple[str, ...] = ()  # wrappers around each environment, as module:Class
+    vectorization_mode: Literal["sync", "async"] | None = None  # in turn or in processes
     num_envs: AtLeast1 = 8  # environments stepped together in each process, N
     total_steps: AtLeast1 = 200_000  # environment steps to train for, in all processes
-    seed: Seed = 1  # fixes weights, environments and actions
+    seed: Seed = 1  # of the weights, the environments and the actions
     gamma: ZeroToOne = 0.995  # discount, γ
     # what is learned from, and how
-    gae_lambda: ZeroToOne = 0.95  # from low variance (0) to low bias (1) in the advantages, λ
-    normalize_obs: bool = True  # by their running mean and standard deviation
+    gae_lambda: ZeroToOne = 0.95  # GAE's λ: 0 for low variance of the advantages, 1 for low bias
+    normalize_obs: bool = True  # observations by their running mean and standard deviation
     normalize_rewards: bool = True  # by the running standard deviation of discounted returns
-    hidden_size: AtLeast1 = 64  # units per hidden layer (always 512 for images from 36 pixels)
-    value_lr: ZeroToOne = 1e-3  # Adam learning rate of the value function
+    hidden_size: AtLeast1 = 64  # units per hidden layer (512 for images of 36 pixels or more)
+    value_lr: ZeroToOne = 1e-3  # Adam learning rate of V (at most 5e-4 for such images)
     value_epochs: AtLeast1 = 10  # passes over each batch to fit the value function
     minibatch_size: AtLeast1 = 256  # transitions in a gradient step, in each process
-    max_grad_norm: Positive = 0.5  # gradients with a larger norm are scaled down to it
+    max_grad_norm: Positive = 0.5  # larger gradient norms are scaled down to this
     anneal_lr: bool = True  # learning rates fall linearly to 0 at total_steps
     # the run
     run_dir: str = ""  # default: runs/ENV/SCRIPT/seedSEED; a name already taken gets a suffix
-    resume: str = ""  # folder of a run to continue; its own options are the defaults
+    resume: str = ""  # folder of a run to continue, with its options as defaults
     checkpoint_interval: Positive = 60.0  # seconds between checkpoints
     tensorboard: bool = False  # also write event files (pip install tensorboard)
-    device: str = "cpu"  # where the networks are: cpu, cuda, cuda:1
+    device: str = "cpu"  # device of the networks: cpu, cuda, cuda:1
     num_threads: AtLeast1 = 1  # CPU threads of PyTorch; more than 1 helps only wide networks
     # the policy
     num_steps: AtLeast2 = 128  # steps of each environment in a rollout, T
-    policy_lr: ZeroToOne = 2e-3  # Adam learning rate of the policy
+    policy_lr: ZeroToOne = 2e-3  # Adam learning rate of the policy (at most 5e-4 for large images)
     policy_epochs: AtLeast1 = 4  # passes over each batch to improve the policy
     entropy_coef: ZeroToOne = 0.0  # weight of the entropy bonus
-    weighting: Literal["step", "trajectory", "per-decision"] = "step"  # what weights correct
-    weight_cap: Positive = math.inf  # larger importance weights are cut down to this
+    weighting: Literal["step", "trajectory", "per-decision"] = "step"  # what the weights correct
+    weight_cap: Positive = math.inf  # larger importance weights are cut to this
 
 
 class Batch(NamedTuple):

@@ -28,12 +28,12 @@ OPENGL = {"egl": "EGL", "osmesa": "OSMesa"}  # that MuJoCo draws with without a 
 @dataclass
 class Args:
     run_dir: Annotated[str, tyro.conf.Positional]  # a run of any of the scripts
-    episodes: int = 10  # to play; all at once, each in an environment of its own
+    episodes: int = 10  # number of episodes, each in an environment of its own
     mode: bool = False  # take the most likely action, not a sampled one
-    seed: int = 0  # of the first episode; the others have those that follow
-    max_steps: int = 10_000  # an episode that lasts longer is cut off there
+    seed: int = 0  # seed of the first episode; the next ones follow
+    max_steps: int = 10_000  # longer episodes are cut off here
     video: bool = False  # film one more episode, to RUN_DIR/video (pip install moviepy)
-    output: str = ""  # CSV that a line is added to, of what the episodes came to
+    output: str = ""  # CSV file to which a line with the results is added
 
 
 def in_one_line(error):

@@ -30,12 +30,12 @@ REPS = 4000  # bootstrap samples; with three runs, fewer make the band's edge fl
 @dataclass
 class Args:
     run_dirs: Annotated[list[str], tyro.conf.Positional]  # runs, or folders with runs inside
-    output: str = "curves.png"  # picture to write, if not empty
+    output: str = "curves.png"  # picture to write; empty for none
     column: str = "return_last100"  # column of metrics.csv to draw
-    bar: float = math.nan  # also print after how many steps, and 100 episodes, runs reach this
-    table: bool = False  # also print what runs end with as a table, in Markdown
-    profiles: str = ""  # also write this picture, of all environments together, by scores
-    random: str = "docs/results/random"  # runs that score 0 in it; the best run scores 1
+    bar: float = math.nan  # also print how many steps it takes to reach this return
+    table: bool = False  # also print a Markdown table of the final returns
+    profiles: str = ""  # also draw performance profiles over all environments here
+    random: str = "docs/results/random"  # runs of a random policy, which scores 0
 
 
 class Run(NamedTuple):

@@ -111,14 +111,14 @@ MOST_ROWS = 1000  # that are kept of a curve
 @dataclass
 class Args:
     suite: tyro.conf.Positional[str] = ""  # benchmark random table1 reuse weightings trpo others
-    scripts: tuple[str, ...] = ()  # for a sweep of your own: trpo "ppo --clip-eps 0.1"
-    envs: tuple[str, ...] = ()  # and so: CartPole-v1 "Hopper-v5 --total-steps 1000000"
-    seeds: int = 3  # 1, 2, … so many
-    name: str = "sweep"  # folder in RESULTS of a sweep of your own
+    scripts: tuple[str, ...] = ()  # of a sweep of your own: trpo "ppo --clip-eps 0.1"
+    envs: tuple[str, ...] = ()  # its environments: CartPole-v1 "Hopper-v5 --total-steps 1000000"
+    seeds: int = 3  # number of seeds: 1, 2, …
+    name: str = "sweep"  # of a sweep of your own: its folder in RESULTS
     jobs: int = os.cpu_count() or 1  # runs at the same time
-    results: str = "results"  # folder that the results are kept in
+    results: str = "results"  # folder of the results
     runs: str = "runs/sweep"  # folder of the whole runs, with their checkpoints
-    only: str = ""  # just the commands that have this in them
+    only: str = ""  # run only the commands that contain this
 
 
 class Run(NamedTuple):
