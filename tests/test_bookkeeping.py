@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import signal
 import types
 
 import gymnasium as gym
@@ -290,3 +291,69 @@ def test_a_run_that_has_moved_resumes_where_it_is(tmp_path):
     ppo.main(ppo.Args(**(vars(args) | dict(resume=str(moved), total_steps=200))))
     assert not (tmp_path / "run").exists()
     assert ppo.load_checkpoint(moved)["progress"][1] == 208
+
+
+@pytest.mark.parametrize("change", ["rows that the checkpoint does not know", "rows are lost"])
+def test_rows_after_a_crash(change, tmp_path):
+    """A resumed run goes on from the rows of its checkpoint, as far as they are there."""
+    args = arguments(tmp_path, total_steps=200)
+    ppo.main(args)
+    path = tmp_path / "run" / "metrics.csv"
+    header, first, second = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = [first] if change == "rows are lost" else [first, second, second]
+    path.write_text("".join([header, *rows]), encoding="utf-8")
+    ppo.main(ppo.Args(**(vars(args) | dict(resume=args.run_dir, total_steps=300))))
+    expected = ["104", "310"] if change == "rows are lost" else ["104", "206", "310"]
+    assert [row["step"] for row in metrics(tmp_path)] == expected
+    assert b"\0" not in path.read_bytes()  # a file that is made longer is filled with these
+
+
+def test_event_files_go_on_after_the_last_saved_step(tmp_path, monkeypatch):
+    purged = []
+
+    def make_writer(folder, purge_step):
+        purged.append(purge_step)
+        return types.SimpleNamespace(add_scalar=lambda *args: None, close=lambda: None)
+
+    monkeypatch.setattr(ppo, "resolve_name", lambda name: make_writer)
+    args = arguments(tmp_path, total_steps=100, tensorboard=True)
+    ppo.main(args)
+    ppo.main(ppo.Args(**(vars(args) | dict(resume=args.run_dir, total_steps=200))))
+    assert purged == [1, 105]
+
+
+@pytest.mark.parametrize(("pid", "signals"), [(os.getpid(), [2]), (os.getpid() + 1, [])])
+def test_a_signal_counts_only_in_the_process_of_the_run(pid, signals):
+    """The processes of environments are forks that have its handler."""
+    before = signal.getsignal(signal.SIGINT)
+    run = types.SimpleNamespace(pid=pid, signals=[])
+    try:
+        ppo.Run.stop(run, signal.SIGINT, None)
+        assert run.signals == signals
+        assert signal.getsignal(signal.SIGINT) == (signal.SIG_DFL if signals else before)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_number_of_workers_is_recorded(tmp_path, monkeypatch):
+    opened = ppo.Run.open
+
+    def open_as_one_of_three(run, parts):
+        run.num_workers = 3
+        opened(run, parts)
+        run.num_workers = 1
+
+    monkeypatch.setattr(ppo.Run, "open", open_as_one_of_three)
+    ppo.main(arguments(tmp_path, total_steps=100))
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert config["workers"] == 3
+
+
+def test_environments_close_although_a_process_of_theirs_is_lost(tmp_path):
+    envs = ppo.make_envs(arguments(tmp_path, "odd:Shown", vectorization_mode="async"), 2)
+    envs.reset()
+    lost, other = envs.unwrapped.processes
+    lost.kill()
+    lost.join()
+    envs.close()
+    assert not other.is_alive()

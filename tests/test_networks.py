@@ -448,6 +448,15 @@ def test_images_stay_bytes_until_they_are_in_the_network():
     assert_allclose(disabled(batch.obs), np.ones((6, 192)), rtol=1e-6)
 
 
+def test_moments_do_not_forget():
+    """150,000 zeros and 50,000 ones: the mean is a quarter, the variance 3/16."""
+    normalizer = Normalizer((1,))
+    normalizer.update(torch.zeros(150_000, 1))
+    normalizer.update(torch.ones(50_000, 1))
+    assert_allclose(normalizer.mean, [1 / 4])
+    assert_allclose(normalizer.std, [3**0.5 / 4])
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "is_image"),
     [

@@ -242,6 +242,16 @@ def test_importance_weights_restart_after_an_impossible_action(weighting):
     assert_allclose(weighted, [0, 3 * math.exp(0.5)], rtol=1e-6)
 
 
+@pytest.mark.parametrize("weighting", ["trajectory", "per-decision"])
+def test_importance_weights_do_not_overflow(weighting):
+    """A product of ratios is at most e²⁰."""
+    log_ratio = torch.tensor([70.0, 70.0], requires_grad=True)
+    masks = dict(valid=torch.tensor([[True], [True]]), done=torch.tensor([[False], [True]]))
+    batch = make_batch(is_pg, None, obs=log_ratio, advantages=torch.tensor([1.0, 1.0]), **masks)
+    weights, _ = is_pg.weighted_advantages(log_ratio, batch, is_pg.Args(weighting=weighting))
+    assert_allclose(weights.detach(), [math.exp(20)] * 2, rtol=1e-6)
+
+
 def test_flags_may_be_of_any_type(tmp_path):
     """Eight iterations, in each of which a step in five resets."""
     tables = {}

@@ -48,17 +48,8 @@ IN_ALL_SCRIPTS = {  # place: the headings before it and after it
     "run": (RUN, ""),
 }
 LEFT_OUT = [".*", "__pycache__", "runs"]  # of copies
-OPTIONS = [
-    "-x",
-    "-q",
-    "-n",
-    "0",
-    "-m",
-    "not slow and not text",
-    "--tb=no",
-    "-p",
-    "no:cacheprovider",
-]
+OPTIONS = ["-x", "-q", "-n", "0", "--tb=no", "-p", "no:cacheprovider"]
+OPTIONS += ["-m", "not slow and not text"]
 RECORD = ["--cov", "--cov-context=test", "--cov-report="]  # which tests run which lines
 LEAST = 10.0  # seconds that any test may take; beyond that, ten times what it took unbroken
 
