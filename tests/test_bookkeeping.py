@@ -9,11 +9,15 @@ import signal
 import types
 
 import gymnasium as gym
+import numpy as np
 import odd
 import pytest
 import torch
+from recording import make_batch
 
 import ppo
+from common import workers
+from common.networks import CategoricalHead
 
 SMALL = dict(num_envs=2, num_steps=64, minibatch_size=64, policy_epochs=1, value_epochs=1)
 ROW = {"return_last100": 7.25, "return_mean": 99.0, "kl": 0.01, "steps_per_second": 20.0}
@@ -48,6 +52,7 @@ def advance(monkeypatch, clock, seconds):
 
 
 def test_a_finished_run_does_not_train_again(tmp_path, capsys):
+    """It is_over at once, since its step is at total_steps."""
     args = arguments(tmp_path, total_steps=200)
     ppo.main(args)
     before = (tmp_path / "run" / "metrics.csv").read_bytes()
@@ -295,7 +300,7 @@ def test_a_run_that_has_moved_resumes_where_it_is(tmp_path):
 
 @pytest.mark.parametrize("change", ["rows that the checkpoint does not know", "rows are lost"])
 def test_rows_after_a_crash(change, tmp_path):
-    """A resumed run goes on from the rows of its checkpoint, as far as they are there."""
+    """A resumed run truncates its csv to the csv_size of the checkpoint, if it is that long."""
     args = arguments(tmp_path, total_steps=200)
     ppo.main(args)
     path = tmp_path / "run" / "metrics.csv"
@@ -357,3 +362,74 @@ def test_environments_close_although_a_process_of_theirs_is_lost(tmp_path):
     lost.join()
     envs.close()
     assert not other.is_alive()
+
+
+def test_environments_close_although_training_fails(tmp_path, monkeypatch):
+    """A callback does it: nothing else would close envs to which a traceback still refers."""
+    made, make_envs = [], ppo.make_envs
+
+    def make(*args):
+        made.append(make_envs(*args))
+        return made[0]
+
+    def collect(*args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ppo, "make_envs", make)
+    monkeypatch.setattr(ppo, "collect", collect)
+    with pytest.raises(ZeroDivisionError):
+        ppo.main(arguments(tmp_path, "odd:Shown"))
+    [envs] = made
+    assert envs.unwrapped.closed
+
+
+def test_a_signal_to_any_worker_ends_the_run(tmp_path, monkeypatch):
+    """bool(self.signals) is False here, and True in the other worker."""
+
+    def gather(x):
+        return [x, True] if isinstance(x, bool) else [x]
+
+    monkeypatch.setattr(ppo, "gather", gather)
+    ppo.main(arguments(tmp_path, total_steps=1000))
+    assert [row["step"] for row in metrics(tmp_path)] == ["104"]
+
+
+def test_metrics_of_workers_are_weighted_by_their_transitions(tmp_path, monkeypatch):
+    """average_metrics has all metrics, with len(batch.obs) as their weight: 104 of 128 steps."""
+    seen = []
+
+    def average_metrics(own, weight):
+        seen.append((*own, weight))
+        return workers.average_metrics(own, weight)
+
+    monkeypatch.setattr(ppo, "average_metrics", average_metrics)
+    ppo.main(arguments(tmp_path, total_steps=100))
+    [of_all, own] = seen
+    assert of_all[0] == "kl"
+    assert of_all[-1] == 104
+    assert own == ("clip_fraction", 104)
+
+
+def test_metrics_are_averaged_in_double_precision():
+    """float32 would make 1/3 of it 0.3333333433."""
+    assert workers.average_metrics({"kl": 1 / 3}, 5) == {"kl": 1 / 3}
+
+
+def test_epochs_end_by_the_kl_that_measure_says(monkeypatch):
+    """It is that of all workers, not the mean KL of this one alone, which is 0."""
+    kls, steps = iter([0.0, 9.0]), []
+    monkeypatch.setattr(ppo, "measure", lambda policy, batch: {"kl": next(kls)})
+    monkeypatch.setattr(ppo, "minimize", lambda *args: steps.append(args))
+    dist = torch.distributions.Categorical(logits=torch.zeros(4, 2))
+    ones = torch.ones(4)
+    batch = make_batch(ppo, dist, obs=ones, actions=ones, advantages=ones)
+    ppo.update_policy(lambda obs: dist, None, batch, ppo.Args(target_kl=1.0))
+    assert len(steps) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64, np.int8])
+def test_sizes_of_choices_have_any_integer_type(dtype):
+    """nvec has the space's type, and torch does little with a tensor of unsigned sizes."""
+    head = CategoricalHead(gym.spaces.MultiDiscrete([2, 4], dtype=dtype))
+    assert head.shape == (2, 4)
+    assert head.padding.tolist() == [[0, 0, -1e9, -1e9], [0, 0, 0, 0]]
