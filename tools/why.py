@@ -14,6 +14,7 @@ import tempfile
 from collections import defaultdict
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,7 +32,8 @@ from tools import evaluate, exact, fail, parse, plot
 
 BLUE, ORANGE, GREEN, RED = "C0", "C1", "C2", "C3"
 COLORS = {"vanilla_pg": BLUE, "is_pg": ORANGE, "trpo": GREEN, "ppo": RED}
-FIGURES = "reuse", "update", "weights", "clip", "region", "published", "table1"
+TABLES = "published_ppo", "published_trpo", "table1"  # these have no figure
+FIGURES = ("reuse", "update", "weights", "clip", "region", *TABLES)
 
 
 @dataclass
@@ -590,52 +592,113 @@ def table1(pyplot, args):
 # What others report
 
 
-PUBLISHED = {  # after 1M steps: CleanRL's PPO (v4) and sb3-contrib's TRPO (v3)
-    "HalfCheetah-v5": ("1,443 ± 46", "1,803 ± 46"),
-    "Hopper-v5": ("2,383 ± 272", "3,372 ± 215"),
-    "Walker2d-v5": ("2,288 ± 572", "4,502 ± 234"),
-    "Swimmer-v5": ("", "359 ± 2"),
+PUBLISHED = {  # script: what others report of the algorithm, on other versions of the tasks
+    "ppo": {
+        "Tianshou": {
+            "Ant-v5": "3,258 ± 1,079",
+            "HalfCheetah-v5": "5,784 ± 1,244",
+            "Hopper-v5": "2,609 ± 701",
+            "Humanoid-v5": "787 ± 194",
+            "InvertedDoublePendulum-v5": "9,231 ± 270",
+            "InvertedPendulum-v5": "1,000 ± 0",
+            "Reacher-v5": "−4.1 ± 0.3",
+            "Swimmer-v5": "67 ± 99",
+            "Walker2d-v5": "3,589 ± 757",
+        },
+        "Zoo": {
+            "Ant-v5": "1,327",
+            "HalfCheetah-v5": "5,819",
+            "Hopper-v5": "2,410",
+            "Swimmer-v5": "282",
+            "Walker2d-v5": "3,479",
+        },
+        "CleanRL": {
+            "HalfCheetah-v5": "1,443 ± 46",
+            "Hopper-v5": "2,383 ± 272",
+            "Humanoid-v5": "716 ± 49",
+            "InvertedPendulum-v5": "963 ± 22",
+            "Walker2d-v5": "2,288 ± 572",
+        },
+        "SLM-Lab": {
+            "Ant-v5": "2,515 (10M)",
+            "HalfCheetah-v5": "5,852 (10M)",
+            "Hopper-v5": "1,972 (4M)",
+            "Humanoid-v5": "3,774 (10M)",
+            "InvertedDoublePendulum-v5": "7,622 (10M)",
+            "InvertedPendulum-v5": "945 (4M)",
+            "Reacher-v5": "−5.1 (4M)",
+            "Swimmer-v5": "229 (4M)",
+            "Walker2d-v5": "4,042 (10M)",
+        },
+    },
+    "trpo": {
+        "Tianshou": {
+            "Ant-v5": "2,867 ± 708",
+            "HalfCheetah-v5": "4,471 ± 805",
+            "Hopper-v5": "2,046 ± 1,038",
+            "Humanoid-v5": "810 ± 126",
+            "InvertedDoublePendulum-v5": "8,435 ± 1,073",
+            "InvertedPendulum-v5": "1,000 ± 0",
+            "Reacher-v5": "−5.1 ± 0.8",
+            "Swimmer-v5": "41 ± 20",
+            "Walker2d-v5": "3,827 ± 783",
+        },
+        "sb3-contrib": {
+            "Ant-v5": "3,554 ± 591",
+            "HalfCheetah-v5": "1,803 ± 46",
+            "Hopper-v5": "3,372 ± 215",
+            "Swimmer-v5": "359 ± 2",
+            "Walker2d-v5": "4,502 ± 234",
+        },
+        "Zoo": {
+            "Ant-v5": "4,982",
+            "HalfCheetah-v5": "1,785",
+            "Hopper-v5": "3,618",
+            "Swimmer-v5": "366",
+            "Walker2d-v5": "4,933",
+        },
+    },
 }
 
 
-def published(pyplot, args):
-    """What the runs of the benchmark end with, beside what others report of theirs.
-
-    CleanRL's are returns in training, mean ± standard deviation over seeds. sb3-contrib's are of
-    most likely actions in evaluations, mean ± standard error (RL Baselines3 Zoo, all_plots.py).
-    """
+def published(script, pyplot, args):
+    """What the runs of the benchmark end with, beside what others report of the algorithm."""
     runs = plot.read_runs([f"{args.results}/benchmark"], "return_last100")
-    heads = ["environment", "`ppo.py`", "CleanRL PPO", "`trpo.py`", "most likely actions"]
-    heads += ["with the Zoo's options", "sb3-contrib TRPO"]
+    others = PUBLISHED[script]
+    heads = ["environment", f"`{script}.py`", "most likely actions"]
+    if script == "trpo":
+        heads.append("with the Zoo's options")
+    heads += others
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
-    for env, (cleanrl, sb3) in PUBLISHED.items():
-        cells = [
-            env,
-            trained(runs[env]["ppo"]),
-            cleanrl,
-            trained(runs[env]["trpo"]),
-            evaluated(f"{args.results}/evaluated.csv", env),
-            evaluated(f"{args.results}/evaluated_zoo.csv", env),
-            sb3,
-        ]
+    for env in others["Tianshou"]:
+        cells = [env, trained(runs.get(env, {}).get(script, []))]
+        cells.append(evaluated(f"{args.results}/evaluated.csv", script, env))
+        if script == "trpo":
+            cells.append(evaluated(f"{args.results}/evaluated_zoo.csv", script, env))
+        cells += [reports.get(env, "") for reports in others.values()]
         print("| " + " | ".join(cells) + " |")
 
 
 def trained(series):
-    """Mean ± standard deviation of what runs end with, and their number."""
-    ends = [rows["return_last100"][-1] for rows in series]
-    return f"{np.mean(ends):,.0f} ± {np.std(ends):,.0f} ({len(ends)})"
+    """What runs end with."""
+    return mean_and_deviation([rows["return_last100"][-1] for rows in series])
 
 
-def evaluated(path, env):
-    """Mean ± standard error of the evaluated runs of an environment, and their number."""
+def evaluated(path, script, env):
+    """What the policies of the runs come to after training."""
     with open(path, encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["env_id"] == env]
-    if not rows:
+        rows = list(csv.DictReader(file))
+    of_this = [row for row in rows if (row["script"], row["env_id"]) == (script, env)]
+    return mean_and_deviation([float(row["return_mean"]) for row in of_this])
+
+
+def mean_and_deviation(returns):
+    """Over seeds, and their number; empty if there are none."""
+    if not returns:
         return ""
-    means = [float(row["return_mean"]) for row in rows]
-    error = np.std(means) / len(means) ** 0.5
-    return f"{np.mean(means):,.0f} ± {error:,.0f} ({len(means)})"
+    decimals = 0 if abs(np.mean(returns)) >= 10 else 1
+    numbers = (f"{x:,.{decimals}f}" for x in (np.mean(returns), np.std(returns)))
+    return f"{' ± '.join(numbers)} ({len(returns)})".replace("-", "−")
 
 
 MAKERS = dict(
@@ -645,7 +708,8 @@ MAKERS = dict(
     clip=clip,
     region=region,
     table1=table1,
-    published=published,
+    published_ppo=partial(published, "ppo"),
+    published_trpo=partial(published, "trpo"),
 )
 
 
