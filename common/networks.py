@@ -100,7 +100,7 @@ class CNN(nn.Module):
                 nn.Conv2d(64, 64, kernel_size=3),
             ]
             hidden_size = 512
-            self.lr_if_centered = 5e-4  # Adam's steps add up in a wide layer
+            self.lr_if_centered = 5e-4 if min(height, width) < 64 else 2.5e-4
         else:
             self.lr_if_centered = math.inf
             convolutions = [nn.Conv2d(channels, 32, 3), nn.Conv2d(32, 64, 3)]  # 3 × 3 pixels
@@ -117,7 +117,7 @@ class CNN(nn.Module):
 
     @property
     def lr_limit(self) -> float:
-        """The largest learning rate: 0 for the first batch, whose pixels have no mean yet."""
+        """Keeps Adam's steps small. 0 for the first batch: its pixels have no mean yet."""
         return self.lr_if_centered if self.normalizer.count > 0 else 0.0
 
     def to_images(self, x: Tensor) -> Tensor:  # (B, …) to (B, channels, height, width)

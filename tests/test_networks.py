@@ -498,6 +498,8 @@ def test_images_are_divided_by_the_largest_byte_that_was_ever_seen():
         ((3,), np.float32, np.inf, np.inf),
         ((8, 8), np.uint8, 0, np.inf),
         ((36, 36), np.uint8, 0, 5e-4),  # the wide network
+        ((63, 80), np.uint8, 0, 5e-4),
+        ((80, 64), np.uint8, 0, 2.5e-4),  # with more than 1,000 features
     ],
 )
 def test_images_are_centered_before_anything_is_learned_from_them(shape, dtype, first, later):
