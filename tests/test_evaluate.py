@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 
 import gymnasium as gym
@@ -594,6 +595,32 @@ def test_processes_of_environments_end_with_an_error(where, failing):
     while multiprocessing.active_children() and time.time() < deadline:
         time.sleep(0.05)
     assert not multiprocessing.active_children()
+
+
+def test_a_signal_in_the_middle_of_a_step_is_not_waited_for(failing):
+    """Ctrl-C between the answers of two processes; the first would not answer again."""
+    run_dir = failing("", vectorization_mode="async")
+    script, trained, checkpoint = evaluate.load(run_dir)
+    envs = script.make_envs(trained, 2)
+    policy = evaluate.load_policy(script, trained, checkpoint, envs)
+    processes, pipes = envs.unwrapped.processes, envs.unwrapped.parent_pipes
+    to_env = policy.head.to_env
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    def to_env_at_last(actions):
+        pipes[1].recv = interrupt
+        return to_env(actions)
+
+    policy.head.to_env = to_env_at_last
+    rescue = threading.Timer(20, lambda: [process.kill() for process in processes])
+    rescue.start()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.play(envs, policy, evaluate.Args("", max_steps=20))
+    assert rescue.is_alive(), "it waited until the processes were killed"
+    rescue.cancel()
+    assert not any(process.is_alive() for process in processes)
 
 
 @pytest.mark.slow

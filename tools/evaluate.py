@@ -72,9 +72,22 @@ def play(envs, policy, args):
             returns += np.where(finished, 0, reward)  # of a next episode, or NaN
             lengths += ~finished
             finished |= np.logical_or(terminated, truncated)  # flags of any type
+    except KeyboardInterrupt:
+        end_processes(envs)
+        raise
     finally:
         envs.close()
     return returns, lengths, finished
+
+
+def end_processes(envs):
+    """End the processes of environments in mode async, which may be in the middle of a step.
+
+    Closing them would wait for all answers, and some may have been read already.
+    """
+    for process in getattr(envs.unwrapped, "processes", []):
+        process.kill()
+        process.join()
 
 
 def random_states(seed, count):
