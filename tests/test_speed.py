@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from tools import speed
+import ppo
+from tools import solve, speed
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,16 +83,125 @@ def test_cells():
     ]
 
 
-def test_solved_in():
-    rows = [dict(solved_training=x, solved_command=x + 2) for x in (4.0, 9.0, 5.0)] + [{}]
-    expected = "after 5.0 s (4.0 to 9.0) of training, 7.0 s (6.0 to 11.0) from the command on"
-    assert speed.solved_in(rows) == f"{expected}; 3 of 4 runs"
+@pytest.mark.parametrize(
+    ("returns", "expected"),
+    [
+        ([9.0] * 99, False),
+        ([5.0] * 100, True),
+        ([4.0] * 50 + [6.0] * 50, True),
+        ([4.9] * 100, False),
+        ([-900.0] + [5.0] * 100, True),
+        ([900.0] + [4.9] * 100, False),
+    ],
+)
+def test_solved_is_a_mean_of_the_last_100_returns(returns, expected):
+    assert solve.is_solved(returns, 5) == expected
+
+
+@pytest.mark.parametrize("bar", [0, 1])
+def test_our_run_ends_when_it_is_solved(bar, monkeypatch):
+    """Of Pairs, 256 slots are 85 episodes with their resets and one step more: 171 steps."""
+    gym.register("PairsSolved-v0", Pairs)
+    monkeypatch.setitem(solve.TASKS, "PairsSolved-v0", (bar, 3000))
+    monkeypatch.setattr(ppo.Run, "log", ppo.Run.log)  # which is put back after the test
+    result = solve.solve_ours("ppo.py", "PairsSolved-v0", 1, time.time() - 1000)
+    if bar == 0:
+        assert result["steps"] == 8 * 171
+        assert 1000 < result["seconds"] < 1300
+    else:
+        assert result == {"steps": 3000}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["PPO", "TRPO", "PPO, tuned"])
+@pytest.mark.parametrize("bar", [0, 1])
+def test_a_run_of_others_ends_when_it_is_solved(program, bar, monkeypatch):
+    """100 episodes of Pairs are 200 steps; they are counted after the step that ends them."""
+    gym.register("PairsSolved-v0", Pairs)
+    monkeypatch.setitem(solve.TASKS, "PairsSolved-v0", (bar, 3000))
+    monkeypatch.setitem(solve.TUNED, ("PPO", "PairsSolved-v0"), dict(num_envs=10, steps=500))
+    monkeypatch.setattr(solve, "LIMIT", 400)
+    result = solve.solve_other(program, "PairsSolved-v0", 1, time.time() - 1000)
+    if bar == 0:
+        num_envs = 10 if "tuned" in program else 1
+        assert result["steps"] == 200 + num_envs
+        assert 1000 < result["seconds"] < 1300
+    else:
+        assert result == {"steps": 500 if "tuned" in program else 400}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "env_id"), solve.TUNED)
+def test_the_others_know_their_tuned_options(name, env_id):
+    """Each option arrives at the agent; schedules fall linearly to 0."""
+    options = {key: x for key, x in solve.TUNED[name, env_id].items() if key != "steps"}
+    envs, given = solve.with_envs(env_id, 1, options)
+    agent = solve.algorithm(name)("MlpPolicy", envs, **given)
+    assert envs.num_envs == options.pop("num_envs", 1)
+    assert hasattr(envs, "norm_reward") == options.pop("normalize", False)
+    network = options.pop("network", {})
+    for layers in (agent.policy.mlp_extractor.policy_net, agent.policy.mlp_extractor.value_net):
+        widths = [layer.out_features for layer in layers if hasattr(layer, "out_features")]
+        assert widths == network.get("sizes", [64, 64])
+    for key, x in options.items():
+        if isinstance(x, str):
+            falling = float(x.removeprefix("lin_"))
+            schedule = getattr(agent, "lr_schedule" if key == "learning_rate" else key)
+            assert [schedule(left) for left in (1.0, 0.5, 0.0)] == [falling, falling / 2, 0.0]
+        elif key == "clip_range":
+            assert agent.clip_range(1.0) == x
+        else:
+            assert getattr(agent, key) == x
+
+
+def test_runs_that_are_done_are_not_made_again(tmp_path):
+    done, made = tmp_path / "solve.csv", []
+    solve.append(done, dict(environment="CartPole-v1", program="trpo.py", seed=1, steps=9))
+
+    def train(function, program, env_id, seed, started):
+        made.append((function, program, env_id, seed))
+        return dict(steps=7, seconds=2.5)
+
+    args = speed.Args(repeats=2, only="TRPO CartPole", output=done)
+    solve.solve(args, train)
+    solve.solve(args, train)
+    assert made == [(solve.solve_other, "TRPO", "CartPole-v1", seed) for seed in (1, 2)]
+    solve.solve(speed.Args(repeats=2, only="trpo.py CartPole", output=done), train)
+    assert made[2:] == [(solve.solve_ours, "trpo.py", "CartPole-v1", 2)]
+    rows = solve.read(done)
+    assert [row["seconds"] for row in rows] == ["", "2.5", "2.5", "2.5"]
+    assert [row["steps"] for row in rows] == ["9", "7", "7", "7"]
+
+
+def test_table_of_times_to_a_solution():
+    """Medians, in which a run that was not solved took forever."""
+    seconds = {
+        ("CartPole-v1", "ppo.py"): [4, 2, 3],
+        ("CartPole-v1", "trpo.py"): [6, "", 5],
+        ("CartPole-v1", "PPO, tuned"): [7, 9, 8],
+        ("CartPole-v1", "TRPO"): ["", 1, ""],
+        ("Acrobot-v1", "ppo.py"): [1000, 2000, 3000],
+        ("Acrobot-v1", "trpo.py"): ["", "", 1],
+        ("Acrobot-v1", "PPO"): ["", "", ""],
+        ("Pendulum-v1", "trpo.py"): [""],
+        ("Pendulum-v1", "PPO"): [2],
+    }
+    rows = [
+        dict(environment=env, program=program, seed=1, steps=1, seconds=str(x))
+        for (env, program), numbers in seconds.items()
+        for x in numbers
+    ]
+    assert solve.table(rows).splitlines()[2:] == [
+        "| CartPole-v1 (475) | 3.0 s | 6.0 s (2 of 3) | 8.0 s |  |  | 1 of 3 | 2.7 |",
+        "| Acrobot-v1 (−100) | 2,000.0 s | 1 of 3 |  | 0 of 3 |  |  | only ours |",
+        "| Pendulum-v1 (−200) |  | 0 of 1 |  | 2.0 s |  |  | not solved |",
+    ]
 
 
 @pytest.mark.slow
 def test_a_run_is_timed_in_parts():
     options = dict(num_envs=2, num_steps=8, value_epochs=1)
-    row = speed.in_a_new_process("ours", "trpo", options, 100)
+    row = speed.in_a_new_process(speed.run_ours, "trpo", options, 100, time.time())
     assert all(row[part] > 0 for part in speed.PARTS)
     assert sum(row[part] for part in speed.PARTS) == pytest.approx(1e6 / row["steps_per_second"])
     assert 50 < row["memory"] < 5000
@@ -102,7 +212,7 @@ def test_a_run_is_timed_in_parts():
 def test_a_copy_is_what_runs(tmp_path):
     (tmp_path / "ppo.py").write_text("raise RuntimeError('here is the copy')", encoding="utf-8")
     with pytest.raises(RuntimeError, match="here is the copy"):
-        speed.in_a_new_process("peer", "ppo", {}, 100, str(tmp_path))
+        speed.in_a_new_process(speed.run_peer, "ppo", {}, 100, time.time(), str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +222,8 @@ def test_a_copy_is_what_runs(tmp_path):
         (dict(repeats=0), "--repeats must be at least 1"),
         (dict(against="tests"), "tests is not a copy of this project"),
         (dict(output="nowhere/speed.csv"), "there is no folder nowhere"),
+        (dict(solve=True), "speed.csv has no times to a solution"),
+        (dict(solve=True, table=True), "speed.csv has no times to a solution"),
     ],
 )
 def test_bad_input_loses_no_file(options, sentence, tmp_path, monkeypatch, capsys):
@@ -140,12 +252,10 @@ def test_table_in_docs():
         assert f"| {' | '.join(speed.cells(rows).values())} |\n" in text
 
 
-def test_times_to_solve_in_docs():
-    text, groups = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8"), defaultdict(list)
-    for row in csv.DictReader(open(ROOT / "docs" / "speed_solve.csv", encoding="utf-8")):
-        groups[row["script"]].append(row)
-    for script, rows in groups.items():
-        assert f"{script}.py reaches 475 on CartPole-v1 {speed.solved_in(rows)}" in text
+def test_times_to_a_solution_in_docs():
+    rows = solve.read(ROOT / "docs" / "speed_solve.csv")
+    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert solve.table(rows) in text, "python -m tools.pages writes it anew"
 
 
 def test_table_in_readme():

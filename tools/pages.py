@@ -15,7 +15,7 @@ import tyro
 
 from tools import fail, parse, printing_utf_8
 
-PAGES = ["README.md", "docs/results/README.md", "docs/why_the_ratio.md"]
+PAGES = ["README.md", "docs/results/README.md", "docs/speed.md", "docs/why_the_ratio.md"]
 TABLE = re.compile(r"<!-- python (-m tools\.[^>]*?) -->\n\n(\|.*\n)*\n*")
 
 

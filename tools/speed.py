@@ -26,18 +26,15 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
-
-from tools import fail, parse
+from tools import fail, parse, solve
 
 PEERS = {"vanilla_pg": "A2C", "trpo": "TRPO", "ppo": "PPO"}
 PARTS = "collect", "prepare", "update", "log"
-SECONDS = ["first_iteration", "solved_training", "solved_command"]
 UNITS = {
     "steps_per_second": "1/s",
     **dict.fromkeys(PARTS, "µs per step"),
     "memory": "MiB",
-    **dict.fromkeys(SECONDS, "s"),
+    "first_iteration": "s",
 }
 CLEANRL = dict(num_envs=4, num_steps=128, minibatch_size=128, policy_epochs=4, value_epochs=4)
 SB3 = dict(env_id="HalfCheetah-v5", num_envs=1, num_steps=2048, minibatch_size=64)
@@ -65,10 +62,11 @@ GROWTH = [  # option, its values, what else is set, so that a batch has 2048 ste
 @dataclass
 class Args:
     repeats: int = 5  # runs of each
-    only: str = ""  # settings whose script or name has this in it
+    only: str = ""  # settings whose script or name (with --solve: program or task) has this in it
     output: str = "speed.csv"  # file with a row for each run; the medians are printed
     against: str = ""  # folder of a changed copy of this project, to compare with instead
-    solve: bool = False  # instead time CartPole-v1 until 475, at seeds 1 to REPEATS
+    solve: bool = False  # instead time tasks until they are solved, with seeds 1 to REPEATS
+    table: bool = False  # with --solve: print the table of the runs in OUTPUT, and train nothing
     growth: str = ""  # instead draw how the cost of a step grows with the work, as this picture
 
 
@@ -134,16 +132,7 @@ def run_ours(name, options, steps, started):
     watch = watch_script(script)
     with tempfile.TemporaryDirectory() as folder:
         script.main(script.Args(total_steps=steps, run_dir=f"{folder}/run", **options))
-        rows = np.genfromtxt(
-            f"{folder}/run/metrics.csv", delimiter=",", names=True, encoding="utf-8"
-        )
-    result = watch.result(started)
-    solved = (rows["episodes"].cumsum() >= 100) & (rows["return_last100"] >= 475)
-    if solved[:-1].any():
-        after = solved.argmax()
-        result["solved_training"] = rows["seconds"][after]
-        result["solved_command"] = watch.iterations[after + 1]["time"] - started
-    return result
+    return watch.result(started)
 
 
 def watch_script(script):
@@ -252,14 +241,15 @@ def run_environment(name, options, steps, started):
 RUNS = {"ours": run_ours, "peer": run_peer, "environment": run_environment}  # these take turns
 
 
-def measure(what, *job):
+def quietly(function, *job):
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        return RUNS[what](*job)
+        return function(*job)
 
 
-def in_a_new_process(what, script, options, steps, *more):
+def in_a_new_process(function, *job):
+    """The function's result, from a process that starts now."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, what, script, options, steps, time.time(), *more).result()
+        return pool.submit(quietly, function, *job).result()
 
 
 def cells(rows):
@@ -298,7 +288,7 @@ def compare(args, write):
         rows = []
         for _, what in itertools.product(range(args.repeats), RUNS):
             more = [args.against] if what == "peer" else []
-            result = in_a_new_process(what, script, options, steps, *more)
+            result = in_a_new_process(RUNS[what], script, options, steps, time.time(), *more)
             row = dict(script=script, setting=name, what=what) | result
             rows.append(row)
             write(row)
@@ -318,37 +308,6 @@ def check_what_is_compared(args):
             fail(f"this compares with {package}: pip install {package.replace('_', '-')}")
 
 
-SINCE = {"training": "of training", "command": "from the command on"}
-
-
-def solve(args, write):
-    for script in ("vanilla_pg", "is_pg", "trpo", "ppo"):
-        rows = []
-        for seed in range(1, args.repeats + 1):
-            result = in_a_new_process("ours", script, dict(seed=seed), 200_000)
-            setting = f"CartPole-v1, seed {seed}"
-            row = dict(script=script, setting=setting, what="ours") | result
-            rows.append(row)
-            write(row)
-        print(f"{script}.py reaches 475 on CartPole-v1 {solved_in(rows)}", flush=True)
-
-
-def solved_in(rows):
-    """A sentence of the medians and ranges of the runs that solved CartPole-v1."""
-    parts = []
-    for since, text in SINCE.items():
-        times = solving_times(rows, since)
-        low, median, high = np.nanmin(times), np.nanmedian(times), np.nanmax(times)
-        parts.append(f"{median:.1f} s ({low:.1f} to {high:.1f}) {text}")
-    solved = np.isfinite(solving_times(rows, "training")).sum()
-    return f"after {', '.join(parts)}; {solved} of {len(rows)} runs"
-
-
-def solving_times(rows, since):
-    """Seconds, (R,); NaN for runs that did not get there."""
-    return np.array([float(row.get(f"solved_{since}") or "nan") for row in rows])
-
-
 def grow(args, write):
     try:
         import matplotlib
@@ -360,7 +319,7 @@ def grow(args, write):
     for option, values, options in GROWTH:
         for value, _ in itertools.product(values, range(args.repeats)):
             setting = f"{option} {value}"
-            result = in_a_new_process("ours", "ppo", options(value), 9_000)
+            result = in_a_new_process(run_ours, "ppo", options(value), 9_000, time.time())
             row = dict(script="ppo", setting=setting, what="ours") | result
             rows.append(row)
             write(row)
@@ -413,7 +372,10 @@ def main(args):
             writer.writerows(rows)
 
     if args.solve:
-        solve(args, write)
+        if not args.table:
+            check_what_is_compared(args)
+            solve.solve(args, in_a_new_process)
+        print(solve.table(solve.read(args.output)))
     elif args.growth:
         grow(args, write)
     else:
