@@ -117,7 +117,7 @@ class CNN(nn.Module):
 
     @property
     def lr_limit(self) -> float:
-        """Keeps Adam's steps small. 0 for the first batch: its pixels have no mean yet."""
+        """The largest learning rate, since Adam's steps add up; 0 until pixels have a mean."""
         return self.lr_if_centered if self.normalizer.count > 0 else 0.0
 
     def to_images(self, x: Tensor) -> Tensor:  # (B, …) to (B, channels, height, width)
