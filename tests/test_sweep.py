@@ -119,9 +119,9 @@ def test_the_folder_of_an_atari_game_has_no_options_in_its_name():
 @pytest.mark.parametrize(
     ("suite", "count", "seeds", "million"),
     [
-        # 4 scripts on 4 tasks with 5 seeds, and on the seven of MuJoCo with 3
-        ("benchmark", 4 * 4 * 5 + 4 * 7 * 3, 5, 4 * 7 * 3),
-        ("random", 7 * 3, 3, 0),
+        # 4 scripts on 4 tasks with 5 seeds; on 9 of MuJoCo, 2 scripts with 3 and 2 with 5
+        ("benchmark", 4 * 4 * 5 + 2 * 9 * 3 + 2 * 9 * 5, 5, 2 * 9 * 3 + 2 * 9 * 5),
+        ("random", 9 * 3, 3, 0),
         ("table1", 6 * 7 * 3, 3, 6 * 7 * 3),
         ("reuse", 2 * 9 * 10, 10, 0),
         ("weightings", 2 * 3 * 10, 10, 0),

@@ -575,7 +575,9 @@ TABLE1 = {  # the paper's name: label of the runs here, average normalized score
 def table1(pyplot, args):
     """Mean of the last 100 episodes: 0 for a random policy, 1 for the best of all runs."""
     folders = [f"{args.results}/{name}" for name in ("benchmark", "table1")]
-    runs = plot.read_runs(folders, "return_last100")
+    tasks = plot.read_runs(folders[1:], "return_last100")
+    both = plot.read_runs(folders, "return_last100")
+    runs = {task: both[task] for task in tasks}  # the benchmark has more tasks
     random_runs = plot.read_runs([f"{args.results}/random"], "return_last100")
     _, scores = plot.scores_of(runs, random_runs, "return_last100")
     print("| algorithm | seeds | score (95 %) | in the paper |")
