@@ -44,6 +44,9 @@ SEVEN = [  # of Schulman et al. 2017, section 6.1
 NINE = ["Ant", "Humanoid", *SEVEN]
 MUJOCO = [f"{task}-v5 --total-steps 1000000" for task in NINE]
 TABLE1 = [f"{task}-v5 --total-steps 1000000" for task in SEVEN]
+# As in v2 and v3, where these forces were 0 (openai/gym#1541)
+NO_FORCES = """--env-kwargs '{"include_cfrc_ext_in_observation":false}'"""
+AS_IN_V3 = [f"{task}-v5 {NO_FORCES} --total-steps 1000000" for task in ("Ant", "Humanoid")]
 # Enough for 100 episodes of up to 1,000 steps
 RANDOM = [f"{task}-v5 --total-steps 150000" for task in NINE]
 LANDER = "LunarLander-v3 --total-steps 300000"
@@ -98,6 +101,7 @@ SUITES = {  # scripts, environments, number of seeds
         (weightings("3e-3"), ["CartPole-v1"], 10),
         (weightings("1e-3"), ["HalfCheetah-v5 --total-steps 300000"], 10),
     ],
+    "as_in_v3": [(["trpo", "ppo"], AS_IN_V3, 3)],
     "trpo": [
         (SWIMMER, ["Swimmer-v5 --total-steps 1000000"], 3),
         ([ZOO], [f"{task}-v5 --total-steps 1000000" for task in ("Hopper", "Walker2d")], 3),
@@ -112,7 +116,8 @@ MOST_ROWS = 1000  # that are kept of a curve
 
 @dataclass
 class Args:
-    suite: tyro.conf.Positional[str] = ""  # benchmark random table1 reuse weightings trpo others
+    # benchmark random table1 reuse weightings as_in_v3 trpo others
+    suite: tyro.conf.Positional[str] = ""
     scripts: tuple[str, ...] = ()  # of a sweep of your own: trpo "ppo --clip-eps 0.1"
     envs: tuple[str, ...] = ()  # its environments: CartPole-v1 "Hopper-v5 --total-steps 1000000"
     seeds: int = 3  # number of seeds: 1, 2, …

@@ -594,13 +594,15 @@ def table1(pyplot, args):
 # What others report
 
 
+NO_FORCES = '{"include_cfrc_ext_in_observation":false}'  # v2 and v3 do not observe them either
+ANT, HUMANOID = f"Ant-v5 {NO_FORCES}", f"Humanoid-v5 {NO_FORCES}"
 PUBLISHED = {  # script: what others report of the algorithm, on other versions of the tasks
     "ppo": {
         "Tianshou": {
-            "Ant-v5": "3,258 ± 1,079",
+            ANT: "3,258 ± 1,079",
             "HalfCheetah-v5": "5,784 ± 1,244",
             "Hopper-v5": "2,609 ± 701",
-            "Humanoid-v5": "787 ± 194",
+            HUMANOID: "787 ± 194",
             "InvertedDoublePendulum-v5": "9,231 ± 270",
             "InvertedPendulum-v5": "1,000 ± 0",
             "Reacher-v5": "−4.1 ± 0.3",
@@ -608,7 +610,7 @@ PUBLISHED = {  # script: what others report of the algorithm, on other versions 
             "Walker2d-v5": "3,589 ± 757",
         },
         "Zoo": {
-            "Ant-v5": "1,327",
+            ANT: "1,327",
             "HalfCheetah-v5": "5,819",
             "Hopper-v5": "2,410",
             "Swimmer-v5": "282",
@@ -635,10 +637,10 @@ PUBLISHED = {  # script: what others report of the algorithm, on other versions 
     },
     "trpo": {
         "Tianshou": {
-            "Ant-v5": "2,867 ± 708",
+            ANT: "2,867 ± 708",
             "HalfCheetah-v5": "4,471 ± 805",
             "Hopper-v5": "2,046 ± 1,038",
-            "Humanoid-v5": "810 ± 126",
+            HUMANOID: "810 ± 126",
             "InvertedDoublePendulum-v5": "8,435 ± 1,073",
             "InvertedPendulum-v5": "1,000 ± 0",
             "Reacher-v5": "−5.1 ± 0.8",
@@ -646,14 +648,14 @@ PUBLISHED = {  # script: what others report of the algorithm, on other versions 
             "Walker2d-v5": "3,827 ± 783",
         },
         "sb3-contrib": {
-            "Ant-v5": "3,554 ± 591",
+            ANT: "3,554 ± 591",
             "HalfCheetah-v5": "1,803 ± 46",
             "Hopper-v5": "3,372 ± 215",
             "Swimmer-v5": "359 ± 2",
             "Walker2d-v5": "4,502 ± 234",
         },
         "Zoo": {
-            "Ant-v5": "4,982",
+            ANT: "4,982",
             "HalfCheetah-v5": "1,785",
             "Hopper-v5": "3,618",
             "Swimmer-v5": "366",
@@ -665,16 +667,20 @@ PUBLISHED = {  # script: what others report of the algorithm, on other versions 
 
 def published(script, pyplot, args):
     """What the runs of the benchmark end with, beside what others report of the algorithm."""
-    runs = plot.read_runs([f"{args.results}/benchmark"], "return_last100")
+    folders = [f"{args.results}/{name}" for name in ("benchmark", "as_in_v3")]
+    runs = plot.read_runs(folders, "return_last100")
     others = PUBLISHED[script]
+    envs = {env for env in runs if "-v5" in env}.union(*others.values())
     heads = ["environment", f"`{script}.py`", "most likely actions"]
     if script == "trpo":
         heads.append("with the Zoo's options")
     heads += others
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
-    for env in others["Tianshou"]:
+    for env in sorted(envs):
         cells = [env, trained(runs.get(env, {}).get(script, []))]
-        cells.append(evaluated(f"{args.results}/evaluated.csv", script, env))
+        env_id, _, options = env.partition(" ")
+        file = "evaluated_as_in_v3.csv" if options else "evaluated.csv"
+        cells.append(evaluated(f"{args.results}/{file}", script, env_id))
         if script == "trpo":
             cells.append(evaluated(f"{args.results}/evaluated_zoo.csv", script, env))
         cells += [reports.get(env, "") for reports in others.values()]
