@@ -107,6 +107,11 @@ SUITES = {  # scripts, environments, number of seeds
         ([ZOO], [f"{task}-v5 --total-steps 1000000" for task in ("Hopper", "Walker2d")], 3),
         (["trpo --max-kl 0.01"], [LANDER], 5),
     ],
+    "solved": [  # with other options, since the defaults fail
+        (["vanilla_pg", "is_pg"], ["Pendulum-v1 --total-steps 500000"], 3),
+        (["ppo --entropy-coef 0.05"], ["CliffWalking-v1 --total-steps 500000"], 3),
+        (["trpo"], ["LunarLander-v3 --total-steps 1000000"], 3),
+    ],
     "others": [(["trpo", "ppo"], OTHERS, 3), (["ppo"], [PONG], 1)],
 }
 PACKAGES = ["torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "minigrid"]
@@ -116,7 +121,7 @@ MOST_ROWS = 1000  # that are kept of a curve
 
 @dataclass
 class Args:
-    # benchmark random table1 reuse weightings as_in_v3 trpo others
+    # benchmark random table1 reuse weightings as_in_v3 trpo solved others
     suite: tyro.conf.Positional[str] = ""
     scripts: tuple[str, ...] = ()  # of a sweep of your own: trpo "ppo --clip-eps 0.1"
     envs: tuple[str, ...] = ()  # its environments: CartPole-v1 "Hopper-v5 --total-steps 1000000"
