@@ -1,6 +1,7 @@
 """The figures and tables of docs/why_the_ratio.md are of what they say."""
 
 import contextlib
+import csv
 import io
 import itertools
 import re
@@ -15,7 +16,7 @@ from recording import make_batch
 import is_pg
 import ppo
 import vanilla_pg
-from tools import exact, plot, why
+from tools import exact, plot, sweep, why
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "why_the_ratio.md").read_text(encoding="utf-8")
@@ -262,6 +263,21 @@ def test_interquartile_mean_and_interval_are_those_of_rliable(monkeypatch):
     np.testing.assert_array_equal(again, [low, high])  # the bootstrap has a seed
     one = scores[:1, :1]
     np.testing.assert_allclose(plot.estimate(one)[1], [one[0, 0], one[0, 0]])
+
+
+def test_commands_that_solve_a_task_are_those_of_the_sweep():
+    runs = [run for group in sweep.SUITES["solved"] for run in sweep.expand(*group)]
+    assert {run.command.rpartition(" --seed ")[0] for run in runs} == set(why.SOLVED)
+
+
+def test_commands_that_solve_a_task_do_so_with_each_seed():
+    with open(ROOT / "docs/results/solved/runs.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for command, (_, bar, _) in why.SOLVED.items():
+        of_this = [row for row in rows if row["command"].startswith(command + " --seed")]
+        assert len(of_this) == 3
+        for row in of_this:
+            assert float(row["return_last100"]) >= float(bar.replace("−", "-")), row["command"]
 
 
 def test_figures_are_committed_and_shown():

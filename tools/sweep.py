@@ -108,7 +108,6 @@ SUITES = {  # scripts, environments, number of seeds
         (["trpo --max-kl 0.01"], [LANDER], 5),
     ],
     "solved": [  # with other options, since the defaults fail
-        (["vanilla_pg --num-steps 64", "is_pg"], ["Pendulum-v1 --total-steps 1000000"], 3),
         (["ppo --entropy-coef 0.05"], ["CliffWalking-v1 --total-steps 500000"], 3),
         (["trpo"], ["LunarLander-v3 --total-steps 1000000"], 3),
     ],

@@ -32,7 +32,7 @@ from tools import evaluate, exact, fail, parse, plot
 
 BLUE, ORANGE, GREEN, RED = "C0", "C1", "C2", "C3"
 COLORS = {"vanilla_pg": BLUE, "is_pg": ORANGE, "trpo": GREEN, "ppo": RED}
-TABLES = "published_ppo", "published_trpo", "table1"  # these have no figure
+TABLES = "published_ppo", "published_trpo", "solved", "table1"  # these have no figure
 FIGURES = ("reuse", "update", "weights", "clip", "region", *TABLES)
 
 
@@ -709,6 +709,40 @@ def mean_and_deviation(returns):
     return f"{' ± '.join(numbers)} ({len(returns)})".replace("-", "−")
 
 
+# Options that solve what the defaults do not
+
+
+SOLVED = {  # command of the sweep `solved`: environment, return to reach, why the options help
+    "python ppo.py --env-id CliffWalking-v1 --total-steps 500000 --entropy-coef 0.05": (
+        "CliffWalking-v1",
+        "−20",
+        "The bonus keeps the policy exploring until it has found the goal.",
+    ),
+    "python trpo.py --env-id LunarLander-v3 --total-steps 1000000": (
+        "LunarLander-v3",
+        "200",
+        "It learns to hover first, and to land only later.",
+    ),
+}
+
+
+def solved(pyplot, args):
+    """The returns of the defaults, and those of the commands in SOLVED."""
+    folders = [f"{args.results}/{name}" for name in ("benchmark", "others")]
+    defaults = plot.read_runs(folders, "return_last100")
+    print("| command | return to reach | at the defaults | with this command | why |")
+    print("|---" * 5 + "|")
+    with open(f"{args.results}/solved/runs.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for command, (env, bar, reason) in SOLVED.items():
+        of_this = [row for row in rows if row["command"].startswith(f"{command} --seed ")]
+        returns = [float(row["return_last100"]) for row in of_this]
+        script = command.split()[1].removesuffix(".py")
+        before = [run["return_last100"][-1] for run in defaults[env][script]]
+        cells = [f"`{command}`", bar, plot.spread(before), plot.spread(returns), reason]
+        print(f"| {' | '.join(cells)} |")
+
+
 MAKERS = dict(
     reuse=reuse,
     update=update,
@@ -718,6 +752,7 @@ MAKERS = dict(
     table1=table1,
     published_ppo=partial(published, "ppo"),
     published_trpo=partial(published, "trpo"),
+    solved=solved,
 )
 
 
