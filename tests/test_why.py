@@ -280,6 +280,13 @@ def test_commands_that_solve_a_task_do_so_with_each_seed():
             assert float(row["return_last100"]) >= float(bar.replace("−", "-")), row["command"]
 
 
+def test_mean_and_deviation():
+    assert why.mean_and_deviation([]) == ""
+    assert why.mean_and_deviation([-717.4]) == "−717 (1)"  # one run has no deviation
+    assert why.mean_and_deviation([2.0, 4.0]) == "3.0 ± 1.0 (2)"
+    assert why.mean_and_deviation([1000.0, 2000.0, 3000.0]) == "2,000 ± 816 (3)"
+
+
 def test_figures_are_committed_and_shown():
     for figure in set(why.FIGURES) - set(OF_RESULTS):
         assert f"](why/{figure}.png)" in DOCUMENT
@@ -288,7 +295,12 @@ def test_figures_are_committed_and_shown():
 
 @pytest.mark.parametrize(
     ("figure", "words"),
-    [("table1", "is_pg: python -m tools.sweep table1"), ("reuse", "python -m tools.sweep reuse")],
+    [
+        ("table1", "is_pg: python -m tools.sweep table1"),
+        ("reuse", "python -m tools.sweep reuse"),
+        ("solved", "solved/runs.csv: docs/results/README.md has the commands"),
+        ("published_ppo", "evaluated.csv: docs/results/README.md has the commands"),
+    ],
 )
 def test_runs_that_are_not_there(figure, words, tmp_path, capsys):
     """Some runs of one script alone are there."""

@@ -45,8 +45,10 @@ NINE = ["Ant", "Humanoid", *SEVEN]
 MUJOCO = [f"{task}-v5 --total-steps 1000000" for task in NINE]
 TABLE1 = [f"{task}-v5 --total-steps 1000000" for task in SEVEN]
 # As in v2 and v3, where these forces were 0 (openai/gym#1541)
-NO_FORCES = """--env-kwargs '{"include_cfrc_ext_in_observation":false}'"""
-AS_IN_V3 = [f"{task}-v5 {NO_FORCES} --total-steps 1000000" for task in ("Ant", "Humanoid")]
+NO_FORCES = '{"include_cfrc_ext_in_observation":false}'
+AS_IN_V3 = [
+    f"{task}-v5 --env-kwargs '{NO_FORCES}' --total-steps 1000000" for task in ("Ant", "Humanoid")
+]
 # Enough for 100 episodes of up to 1,000 steps
 RANDOM = [f"{task}-v5 --total-steps 150000" for task in NINE]
 LANDER = "LunarLander-v3 --total-steps 300000"

@@ -29,6 +29,7 @@ import ppo
 import trpo
 import vanilla_pg
 from tools import evaluate, exact, fail, parse, plot
+from tools.sweep import NO_FORCES
 
 BLUE, ORANGE, GREEN, RED = "C0", "C1", "C2", "C3"
 COLORS = {"vanilla_pg": BLUE, "is_pg": ORANGE, "trpo": GREEN, "ppo": RED}
@@ -594,7 +595,6 @@ def table1(pyplot, args):
 # What others report
 
 
-NO_FORCES = '{"include_cfrc_ext_in_observation":false}'  # v2 and v3 do not observe them either
 ANT, HUMANOID = f"Ant-v5 {NO_FORCES}", f"Humanoid-v5 {NO_FORCES}"
 PUBLISHED = {  # script: what others report of the algorithm, on other versions of the tasks
     "ppo": {
@@ -694,18 +694,25 @@ def trained(series):
 
 def evaluated(path, script, env):
     """What the policies of the runs come to after training."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     of_this = [row for row in rows if (row["script"], row["env_id"]) == (script, env)]
     return mean_and_deviation([float(row["return_mean"]) for row in of_this])
 
 
+def read_rows(path):
+    if not Path(path).exists():
+        fail(f"there is no {path}: docs/results/README.md has the commands that make it")
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def mean_and_deviation(returns):
-    """Over seeds, and their number; empty if there are none."""
+    """Over seeds, and their number; of one run no deviation, and empty if there are none."""
     if not returns:
         return ""
     decimals = 0 if abs(np.mean(returns)) >= 10 else 1
-    numbers = (f"{x:,.{decimals}f}" for x in (np.mean(returns), np.std(returns)))
+    known = [np.mean(returns), np.std(returns)][: len(returns)]
+    numbers = (f"{x:,.{decimals}f}" for x in known)
     return f"{' ± '.join(numbers)} ({len(returns)})".replace("-", "−")
 
 
@@ -732,8 +739,7 @@ def solved(pyplot, args):
     defaults = plot.read_runs(folders, "return_last100")
     print("| command | return to reach | at the defaults | with this command | why |")
     print("|---" * 5 + "|")
-    with open(f"{args.results}/solved/runs.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(f"{args.results}/solved/runs.csv")
     for command, (env, bar, reason) in SOLVED.items():
         of_this = [row for row in rows if row["command"].startswith(f"{command} --seed ")]
         returns = [float(row["return_last100"]) for row in of_this]
