@@ -190,6 +190,7 @@ def test_of_two_runs_of_a_seed_the_longer_one_counts(longer, tmp_path, capsys):
 def test_median_and_range():
     assert plot.spread([3, 1, 2, 10]) == "2.5 (1 to 10)"
     assert plot.spread([7]) == "7"
+    assert plot.spread([]) == ""
     assert plot.spread([1234.5, 99.96, -150.4]) == "100 (-150 to 1,234)"
     assert plot.spread([-0.0, 0.012345, 99.94]) == "0.0123 (0 to 99.9)"
     assert plot.spread([-1e6, -99.94, 5]) == "-99.9 (-1,000,000 to 5)"

@@ -1,7 +1,6 @@
 """tools.speed: what it counts, and the tables in README and docs that are made of it."""
 
 import csv
-import re
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -252,27 +251,8 @@ def test_table_in_docs():
         assert f"| {' | '.join(speed.cells(rows).values())} |\n" in text
 
 
-def test_times_to_a_solution_in_docs():
+@pytest.mark.parametrize("page", ["README.md", "docs/speed.md"])
+def test_times_to_a_solution(page):
     rows = solve.read(ROOT / "docs" / "speed_solve.csv")
-    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     assert solve.table(rows) in text, "python -m tools.pages writes it anew"
-
-
-def test_table_in_readme():
-    """Its columns are settings: the ratio of medians of ours to each other."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## How fast")[1]
-    header, *lines = re.findall(r"^\| (.*) \|$", section, re.MULTILINE)[:5]
-    settings = [cell.strip() for cell in header.split("|")[1:]]
-    groups, shown = committed("speed.csv"), 0
-    for line in lines:
-        title, *ratios = (cell.strip() for cell in line.split("|"))
-        script = re.search(r"`(\w+)\.py`", title)[1]
-        for setting, ratio in zip(settings, ratios):
-            if not ratio:
-                continue
-            (rows,) = (r for (s, name), r in groups.items() if s == script and name == setting)
-            cells = speed.cells(rows)
-            alone = cells["of the environment alone"].split(" of ")[0]
-            assert ratio == (alone if "alone" in title else cells["ratio"].split(" (")[0])
-            shown += 1
-    assert shown == 17

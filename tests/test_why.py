@@ -280,6 +280,22 @@ def test_commands_that_solve_a_task_do_so_with_each_seed():
             assert float(row["return_last100"]) >= float(bar.replace("−", "-")), row["command"]
 
 
+def test_commands_without_runs_have_empty_cells(tmp_path, capsys):
+    """A sweep that is not over yet: one run of one command, and none at the defaults."""
+    for suite in ("benchmark", "others", "solved"):
+        (tmp_path / suite).mkdir()
+    command = "python trpo.py --env-id LunarLander-v3 --total-steps 1000000"
+    (tmp_path / "solved" / "runs.csv").write_text(
+        f"command,return_last100\n{command} --seed 1,250\n", encoding="utf-8"
+    )
+    why.solved(pyplot, why.Args(results=str(tmp_path)))
+    lines = capsys.readouterr().out.splitlines()[2:]
+    cells = {line.split(" | ")[0]: line.split(" | ")[2:4] for line in lines}
+    assert len(cells) == len(why.SOLVED)
+    assert cells.pop(f"| `{command}`") == ["", "250"]
+    assert all(pair == ["", ""] for pair in cells.values())
+
+
 def test_mean_and_deviation():
     assert why.mean_and_deviation([]) == ""
     assert why.mean_and_deviation([-717.4]) == "−717 (1)"  # one run has no deviation

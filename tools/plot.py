@@ -128,6 +128,8 @@ def options_that_differ(group):
 
 def spread(numbers):
     """The median of some numbers, and their range if there are several, in words."""
+    if len(numbers) == 0:
+        return ""
     quantiles = np.quantile(numbers, [0, 0.5, 1])
     low, median, high = (f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}" for x in quantiles)
     return f"{median} ({low} to {high})" if len(numbers) > 1 else median
@@ -171,7 +173,7 @@ def table(runs, column):
         line = [env, f"{about(most_steps):,.0f}"]
         for label in labels:
             ends = [rows[column][-1] for rows in series.get(label, [])]
-            line.append(spread(ends) if ends else "")
+            line.append(spread(ends))
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -112,7 +112,7 @@ SUITES = {  # scripts, environments, number of seeds
     "solved": [  # with other options, since the defaults fail
         (["ppo --entropy-coef 0.05"], ["CliffWalking-v1 --total-steps 500000"], 3),
         (["trpo"], ["LunarLander-v3 --total-steps 1000000"], 3),
-        (["ppo --gamma 0.999"], ["LunarLanderContinuous-v3 --total-steps 1000000"], 3),
+        (["ppo --gae-lambda 0.98"], ["LunarLanderContinuous-v3 --total-steps 1000000"], 3),
         (["is_pg --policy-lr 1e-3"], ["Pendulum-v1 --total-steps 1000000"], 3),
     ],
     "others": [(["trpo", "ppo"], OTHERS, 3), (["ppo"], [PONG], 1)],

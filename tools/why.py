@@ -730,6 +730,16 @@ SOLVED = {  # command of the sweep `solved`: environment, return to reach, why t
         "200",
         "It learns to hover first, and to land only later.",
     ),
+    "python ppo.py --env-id LunarLanderContinuous-v3 --total-steps 1000000 --gae-lambda 0.98": (
+        "LunarLanderContinuous-v3",
+        "200",
+        "The reward for landing comes late, and a larger λ lets more of it reach early actions.",
+    ),
+    "python is_pg.py --env-id Pendulum-v1 --total-steps 1000000 --policy-lr 1e-3": (
+        "Pendulum-v1",
+        "−200",
+        "It learns slowly, and a smaller learning rate keeps it from losing what it has learned.",
+    ),
 }
 
 
@@ -744,7 +754,8 @@ def solved(pyplot, args):
         of_this = [row for row in rows if row["command"].startswith(f"{command} --seed ")]
         returns = [float(row["return_last100"]) for row in of_this]
         script = command.split()[1].removesuffix(".py")
-        before = [run["return_last100"][-1] for run in defaults[env][script]]
+        runs = defaults.get(env, {}).get(script, [])
+        before = [run["return_last100"][-1] for run in runs]
         cells = [f"`{command}`", bar, plot.spread(before), plot.spread(returns), reason]
         print(f"| {' | '.join(cells)} |")
 
