@@ -178,12 +178,22 @@ def test_table_of_times_to_a_solution():
         ("CartPole-v1", "ppo.py"): [4, 2, 3],
         ("CartPole-v1", "trpo.py"): [6, "", 5],
         ("CartPole-v1", "PPO, tuned"): [7, 9, 8],
+        ("CartPole-v1", "PPO"): ["", "", ""],
+        ("CartPole-v1", "TRPO, tuned"): [10, 11, 12],
         ("CartPole-v1", "TRPO"): ["", 1, ""],
-        ("Acrobot-v1", "ppo.py"): [1000, 2000, 3000],
-        ("Acrobot-v1", "trpo.py"): ["", "", 1],
-        ("Acrobot-v1", "PPO"): ["", "", ""],
+        ("Acrobot-v1", "ppo.py"): [100],
+        ("Acrobot-v1", "trpo.py"): [""],
+        **{("Acrobot-v1", program): [""] for program in solve.OTHERS},
+        ("Pendulum-v1", "ppo.py"): [""],
         ("Pendulum-v1", "trpo.py"): [""],
-        ("Pendulum-v1", "PPO"): [2],
+        **{("Pendulum-v1", program): [2] for program in solve.OTHERS},
+        # Not measured in full: no ratio
+        ("LunarLander-v3", "ppo.py"): [1, 1],
+        ("LunarLander-v3", "trpo.py"): [1, 1],
+        **{("LunarLander-v3", program): [2, 2] for program in solve.OTHERS[:3]},
+        ("LunarLander-v3", "TRPO"): [2],
+        ("Hopper-v5", "trpo.py"): [1],
+        ("Hopper-v5", "PPO"): [2],
     }
     rows = [
         dict(environment=env, program=program, seed=1, steps=1, seconds=str(x))
@@ -191,9 +201,11 @@ def test_table_of_times_to_a_solution():
         for x in numbers
     ]
     assert solve.table(rows).splitlines()[2:] == [
-        "| CartPole-v1 (475) | 3.0 s | 6.0 s (2 of 3) | 8.0 s |  |  | 1 of 3 | 2.7 |",
-        "| Acrobot-v1 (−100) | 2,000.0 s | 1 of 3 |  | 0 of 3 |  |  | only ours |",
-        "| Pendulum-v1 (−200) |  | 0 of 1 |  | 2.0 s |  |  | not solved |",
+        "| CartPole-v1 (475) | 3.0 s | 6.0 s (2 of 3) | 8.0 s | 0 of 3 | 11.0 s | 1 of 3 | 2.7 |",
+        "| Acrobot-v1 (−100) | 100.0 s | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 1 | only ours |",
+        "| Pendulum-v1 (−200) | 0 of 1 | 0 of 1 | 2.0 s | 2.0 s | 2.0 s | 2.0 s | not solved |",
+        "| LunarLander-v3 (200) | 1.0 s | 1.0 s | 2.0 s | 2.0 s | 2.0 s | 2.0 s |  |",
+        "| Hopper-v5 (2,000) |  | 1.0 s |  | 2.0 s |  |  |  |",
     ]
 
 

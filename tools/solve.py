@@ -294,15 +294,16 @@ def cell(seconds: list[float]) -> str:
 
 
 def times_as_fast(seconds: dict, env_id: str) -> str:
-    """The best median of the others as a multiple of our best."""
+    """The best median of the others as a multiple of our best; empty until all runs are made."""
+    if len({len(seconds[env_id, program]) for program in (*OURS, *OTHERS)}) > 1:
+        return ""
     ours, others = (
-        [statistics.median(seconds[env_id, x]) for x in programs if seconds[env_id, x]]
+        min(statistics.median(seconds[env_id, program]) for program in programs)
         for programs in (OURS, OTHERS)
     )
-    if math.isinf(min(ours)):
+    if math.isinf(ours):
         return "not solved"
-    best = min(others, default=math.inf)
-    return "only ours" if math.isinf(best) else f"{best / min(ours):.1f}"
+    return "only ours" if math.isinf(others) else f"{others / ours:.1f}"
 
 
 def table(rows: list[dict]) -> str:
