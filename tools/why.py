@@ -735,6 +735,12 @@ SOLVED = {  # command of the sweep `solved`: environment, return to reach, why t
         "200",
         "The reward for landing comes late, and a larger λ lets more of it reach early actions.",
     ),
+    "python vanilla_pg.py --env-id Pendulum-v1 --total-steps 1000000 --policy-lr 2e-3"
+    " --num-steps 64": (
+        "Pendulum-v1",
+        "−200",
+        "It learns slowly, and smaller steps on larger batches keep what it has learned.",
+    ),
     "python is_pg.py --env-id Pendulum-v1 --total-steps 1000000 --policy-lr 1e-3": (
         "Pendulum-v1",
         "−200",
