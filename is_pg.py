@@ -156,10 +156,12 @@ def minibatches(batch: Batch, args: Args) -> list[Batch]:
     """
     cuts = range(args.minibatch_size, batch.fewest, args.minibatch_size)
     stretched = [cut * len(batch.obs) // batch.fewest for cut in cuts]
-    order = torch.randperm(len(batch.obs))
     names = ("obs", "actions", "advantages", "returns", "old_log_probs")
-    columns = [getattr(batch, name)[order].tensor_split(stretched) for name in names]
-    return [batch._replace(**dict(zip(names, part))) for part in zip(*columns)]
+    parts = []
+    for rows in torch.randperm(len(batch.obs)).tensor_split(stretched):
+        columns = {name: getattr(batch, name)[rows] for name in names}
+        parts.append(batch._replace(**columns))
+    return parts
 
 
 def minimize(loss: Tensor, optimizer: Adam, num_transitions: int, args: Args) -> None:
