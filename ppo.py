@@ -40,7 +40,7 @@ Seed = Annotated[int, "from 0 to 2**53", lambda x: 0 <= x <= 2**53]
 AtLeast1 = Annotated[int, "at least 1", lambda x: x >= 1]
 AtLeast2 = Annotated[int, "at least 2", lambda x: x >= 2]
 ZeroToOne = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
-Positive = Annotated[float, "above 0, to 1e38 or inf", lambda x: 0 < x < 1e38 or x == math.inf]
+Positive = Annotated[float, "above 0 (below 1e38, or inf)", lambda x: 0 < x < 1e38 or x == math.inf]
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Args:
     hidden_size: AtLeast1 = 64  # units per hidden layer (512 for images of 36 pixels or more)
     value_lr: ZeroToOne = 1e-3  # Adam learning rate of V (at most 5e-4 for such images)
     value_epochs: AtLeast1 = 10  # passes over each batch to fit the value function
-    minibatch_size: AtLeast1 = 256  # transitions in a gradient step, in each process
+    minibatch_size: AtLeast1 = 256  # transitions in a minibatch, in each process
     max_grad_norm: Positive = 0.5  # larger gradient norms are scaled down to this
     anneal_lr: bool = True  # learning rates fall linearly to 0 at total_steps
     # the run
@@ -131,12 +131,12 @@ def update_value(value: Value, optimizer: Adam, batch: Batch, args: Args) -> Non
 
 
 def minibatches(batch: Batch, args: Args) -> list[Batch]:
-    """The transitions in a new order, in parts of minibatch_size; all else as it is.
+    """The transitions in a new order, in parts of minibatch_size; the rest as it is.
     Workers with more transitions take larger parts, so all take the same number of steps.
     """
     cuts = range(args.minibatch_size, batch.fewest, args.minibatch_size)
     stretched = [cut * len(batch.obs) // batch.fewest for cut in cuts]
-    names = ("obs", "actions", "advantages", "returns", "old_log_probs")
+    names = ("obs", "actions", "advantages", "returns", "values", "old_log_probs")
     parts = []
     for rows in torch.randperm(len(batch.obs)).tensor_split(stretched):
         columns = {name: getattr(batch, name)[rows] for name in names}
@@ -317,15 +317,16 @@ class Guard(VectorWrapper):
         except Exception as error:  # environments can raise anything
             reason = describe(error)
         self.has_failed = True
-        fail(f"an environment failed: {reason}; --resume goes on where it was saved", 1)
+        fail(f"an environment failed: {reason}; --resume continues from the checkpoint", 1)
 
     def close(self, **kwargs: Any) -> None:
         processes = getattr(self.unwrapped, "processes", [])  # if mode is async
-        if self.has_failed or not all(process.is_alive() for process in processes):
+        are_alive = all(process.is_alive() for process in processes)
+        if processes and (self.has_failed or not are_alive):
             for process in processes:  # they would wait for the one that is lost
                 process.kill()
                 process.join()
-                self.closed = True
+            self.closed = True  # nothing is left for env.close to do
         self.env.close(**kwargs)
 
 
@@ -430,7 +431,7 @@ class Run(ExitStack):
         except gym.error.Error as error:
             fail(f"cannot set up {args.env_id}: {type(error).__name__}: {error}")
         except Exception as error:  # environments can raise anything
-            hint = "" if str(error) else "; try --wrappers"  # so do MiniGrid's observations
+            hint = "" if str(error) else "; try --wrappers"  # MiniGrid's assertion has no message
             fail(f"cannot set up {args.env_id}: {describe(error)}{hint}")
         return envs, obs, np.zeros(args.num_envs, bool)
 
@@ -490,8 +491,10 @@ class Run(ExitStack):
         saved = f"the last checkpoint is in {self.folder}" if self.iteration else "nothing is saved"
         for name, x in tensors.items():
             if x.is_floating_point() and not x.float().isfinite().all():
-                entry = (~x.float().isfinite()).nonzero()[0, 1:].tolist() or ""
-                trouble = f"NaN or infinity at step {self.step} in {name}{entry}"
+                place = (~x.float().isfinite()).nonzero()[0].tolist()
+                if "observations" in name:
+                    place = place[1:]  # not which transition
+                trouble = f"NaN or infinity at step {self.step} in {name}{place or ''}"
                 advice = "check the environment or lower the learning rates"
                 fail(f"{trouble}: {advice}; {saved}", 1)
 
@@ -576,7 +579,7 @@ class Run(ExitStack):
 
 
 if __name__ == "__main__":
-    with suppress(AttributeError):  # what stands in for a file may lack this
+    with suppress(AttributeError):  # a replacement of stdout may lack it
         sys.stdout.reconfigure(errors="replace")  # ? for γ where the encoding has none
     args = tyro.cli(Args)
     if args.resume:  # parse again, with that run's options as defaults
@@ -589,7 +592,7 @@ if __name__ == "__main__":
         if isinstance(error, RuntimeError) and not torch.distributed.is_initialized():
             raise  # a bug: show where
         trouble = f"{Path(__file__).name}: disk, memory or a worker failed: {error}"
-        print(f"{trouble}; --resume goes on where it was saved", file=sys.stderr)
+        print(f"{trouble}; --resume continues from the checkpoint", file=sys.stderr)
         code = 1
     if "RANK" in os.environ:
         os._exit(code)  # gloo's threads may abort a normal exit

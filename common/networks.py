@@ -203,8 +203,8 @@ class BernoulliHead(nn.Module):
 
 class GaussianHead(nn.Module):
     """Box actions: independent normals, with one learned standard deviation for all states.
-    Actions are in units that put the bounds at ±1 to ±3, so that a task in grams is learned as
-    the same task in tons is. The unit is 1, as before, where the bounds are there already.
+    Actions are in units that put the bounds at ±1 to ±3, so that learning hardly depends on the
+    units of the task. The unit is 1 where the bounds are in this range already.
     """
 
     def __init__(self, space: spaces.Box):
@@ -259,7 +259,7 @@ class Policy(nn.Module):
     def __init__(self, normalizer: Normalizer, action_space: spaces.Space, hidden_size: int = 64):
         super().__init__()
         self.head = make_head(action_space)
-        # Outputs near 0: the first policy is almost uniform (Andrychowicz et al. 2021)
+        # Outputs near 0: at first, π is about the same in all states (Andrychowicz et al. 2021)
         network = CNN if normalizer.is_image else MLP
         self.net = network(normalizer, hidden_size, math.prod(self.head.shape), gain=0.01)
 

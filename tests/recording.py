@@ -8,7 +8,7 @@ def make_batch(script, old_dist, **fields):
     """A Batch in which old_dist acted, of one minibatch; nothing is in what is not given."""
     actions = fields.get("actions")
     known = dict.fromkeys(script.Batch._fields) | dict(old_dist=old_dist, fewest=1)
-    for name in ("obs", "actions", "advantages", "returns", "old_log_probs"):
+    for name in ("obs", "actions", "advantages", "returns", "values", "old_log_probs"):
         known[name] = torch.zeros(len(next(iter(fields.values()))), 0)
     if actions is not None:
         known["old_log_probs"] = old_dist.log_prob(actions).detach()

@@ -66,7 +66,7 @@ def test_the_command_line(options, words, tmp_path):
         (dict(seed=-1), "--seed must be from 0 to 2**53, not -1"),
         (dict(seed=2**53 + 1), "--seed must be"),
         (dict(num_steps=1), "--num-steps must be at least 2"),
-        (dict(max_grad_norm=1e38), "--max-grad-norm must be above 0, to 1e38 or inf"),
+        (dict(max_grad_norm=1e38), "--max-grad-norm must be above 0 (below 1e38, or inf)"),
         (dict(hidden_size=10**12), "cannot set up"),
         (dict(num_steps=10**15), "cannot set up"),
     ],

@@ -211,6 +211,21 @@ def test_nothing_infinite_is_saved(env_kwargs, words, tmp_path, capsys):
     assert not list(tmp_path.glob("*/checkpoint.pt"))
 
 
+def test_nan_in_a_weight_is_named_with_its_place(tmp_path, monkeypatch, capsys):
+    update_value = ppo.update_value
+
+    def poison(value, *rest):
+        update_value(value, *rest)
+        with torch.no_grad():
+            value.net.layers[0].weight[5, 2] = math.nan
+
+    monkeypatch.setattr(ppo, "update_value", poison)
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path, "Shown", env_kwargs=dict(at=99), total_steps=500)
+    assert stop.value.code == 1
+    assert "in value.net.layers.0.weight[5, 2]: check" in capsys.readouterr().err
+
+
 def test_gae_ignores_what_follows_an_end():
     """A_0 = r_0 − V(s_0) though V of the terminal state is NaN; step 1 only resets."""
     rewards, values = [[1.0], [0.0], [2.0]], [[0.5], [NAN], [0.25], [0.75]]

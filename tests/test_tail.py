@@ -232,14 +232,14 @@ def test_options_reach_what_they_are_for(tmp_path):
 
 def test_a_minibatch_has_all_of_a_transition():
     """Transition i has i in each of its fields."""
-    names = ["obs", "actions", "advantages", "returns", "old_log_probs"]
+    names = ["obs", "actions", "advantages", "returns", "values", "old_log_probs"]
     numbers = dict.fromkeys(names, torch.arange(10.0))
     batch = make_batch(ppo, Normal(torch.zeros(10), 1), **numbers, fewest=10)
     parts = ppo.minibatches(batch, ppo.Args(minibatch_size=4))
     assert [len(part.obs) for part in parts] == [4, 4, 2]
     for part in parts:
-        for column in (part.actions, part.advantages, part.returns, part.old_log_probs):
-            assert torch.equal(column, part.obs)
+        for name in names:
+            assert torch.equal(getattr(part, name), part.obs), name
 
 
 def test_number_of_threads(tmp_path, monkeypatch):
