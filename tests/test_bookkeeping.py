@@ -204,9 +204,9 @@ def test_seeds_near_the_largest_fit(tmp_path, monkeypatch):
 
 
 PARTS = {
-    "policy.net.layers.2.bias": lambda policy, value, scaler: policy.net.layers[-1].bias,
-    "value.net.layers.2.bias": lambda policy, value, scaler: value.net.layers[-1].bias,
-    "scaler.moments.mean": lambda policy, value, scaler: scaler.moments.mean,
+    "policy.net.layers.2.bias[1]": lambda policy, value, scaler: policy.net.layers[-1].bias,
+    "value.net.layers.2.bias[0]": lambda policy, value, scaler: value.net.layers[-1].bias,
+    "scaler.moments.mean[0]": lambda policy, value, scaler: scaler.moments.mean,
 }
 
 
