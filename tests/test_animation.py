@@ -53,3 +53,28 @@ def test_a_run_without_a_film(tmp_path, capsys):
         animation.main(animation.Args([str(tmp_path)]))
     assert stop.value.code == 2
     assert f"python -m tools.evaluate {tmp_path} --mode --video" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(run_dirs=[]),
+        dict(fps=0),
+        dict(height=0),
+        dict(seconds=0.01),
+        dict(seconds=float("inf")),
+        dict(seconds=float("nan")),
+    ],
+)
+def test_no_frame_is_said(options, capsys):
+    with pytest.raises(SystemExit) as stop:
+        animation.main(animation.Args(**dict(run_dirs=["x"]) | options))
+    assert stop.value.code == 2
+    assert "at least one frame" in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_said_first(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        animation.main(animation.Args(["x"], str(tmp_path / "nowhere" / "x.webp")))
+    assert stop.value.code == 2
+    assert "there is no folder" in capsys.readouterr().err

@@ -73,6 +73,25 @@ def test_a_typo_in_only_is_said(capsys):
     assert "no fault has no such line in it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(workers=0), "--workers must be at least 1"),
+        (dict(output="nowhere/mutations.md"), "there is no folder nowhere"),
+    ],
+)
+def test_bad_input_is_said_before_the_work(options, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        mutate.main(mutate.Args(**options))
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_faults_that_change_nothing_are_not_counted():
+    mutant = Mutant("ppo.py", "a", "b", "the same")
+    assert mutate.summary([(mutant, "")]).startswith("0 of 0 faults are noticed (0.0%); 1 more")
+
+
 SOURCE = """\
 x = 1
 

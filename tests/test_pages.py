@@ -64,7 +64,20 @@ def test_a_command_that_fails_leaves_the_page_alone(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit) as stop:
         pages.main(pages.Args([str(page)]))
     assert stop.value.code == 1
-    assert "no run with a finished episode" in capsys.readouterr().err
+    assert "there is no nothing" in capsys.readouterr().err
+    assert page.read_text(encoding="utf-8") == text
+
+
+def test_a_command_without_a_table_leaves_the_page_alone(tmp_path, monkeypatch, capsys):
+    """Say that --table was forgotten."""
+    monkeypatch.chdir(ROOT)
+    page = tmp_path / "page.md"
+    command = "<!-- python -m tools.plot docs/results/benchmark/CartPole-v1 --output '' -->"
+    page.write_text(text := f"{command}\n\n| old |\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        pages.main(pages.Args([str(page)]))
+    assert stop.value.code == 1
+    assert "prints no table" in capsys.readouterr().err
     assert page.read_text(encoding="utf-8") == text
 
 

@@ -180,7 +180,7 @@ def test_of_two_runs_of_a_seed_the_longer_one_counts(longer, tmp_path, capsys):
     first, _ = read(tmp_path)["A"]["ppo"]
     assert first[COLUMN].tolist() == [9, 3]
     shorter = "ab".replace(longer, "")
-    said = f"{tmp_path / shorter} has options and seed of {tmp_path / longer}: left out\n"
+    said = f"{tmp_path / shorter} is left out: {tmp_path / longer} has the same options and seed\n"
     assert capsys.readouterr().out == said
 
 
@@ -447,7 +447,10 @@ def test_an_environment_that_no_run_learns_has_no_scores(end, capsys):
 
 def test_scores_of_which_there_are_none_are_said(tmp_path, capsys):
     runs = write(tmp_path / "runs" / "a", ["10,1,5"])
-    for random, words in [("10,1,5", "no run ends better than the random policy"), ("", "no run")]:
+    for random, words in [
+        ("10,1,5", "no run ends better than the random policy"),
+        ("", "has no run of these"),
+    ]:
         folder = tmp_path / f"random{len(random)}"
         write(folder / "a", [random], env_id="A" if random else "B")
         args = plot.Args([runs], output="", profiles="x.png", random=str(folder))
@@ -590,3 +593,20 @@ def test_rliable_that_is_missing_is_named(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         plot.main(plot.Args(["nothing"]))
     assert "plots need matplotlib and rliable (ModuleNotFoundError)" in capsys.readouterr().err
+
+
+def test_a_folder_that_does_not_exist_is_said(tmp_path, capsys):
+    """One of several that is misspelled."""
+    good = write(tmp_path / "runs" / "a", ["10,1,5"])
+    with pytest.raises(SystemExit) as stop:
+        plot.main(plot.Args([good, str(tmp_path / "tpyo")], output=""))
+    assert stop.value.code == 2
+    assert f"there is no {tmp_path / 'tpyo'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["nowhere/x.png", "x.foo"])
+def test_a_picture_that_cannot_be_written_is_said(name, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        plot.save(pyplot.figure(), str(tmp_path / name))
+    assert stop.value.code == 2
+    assert f"cannot write {tmp_path / name}: " in capsys.readouterr().err

@@ -27,14 +27,16 @@ FREE = {"seed", "run_dir", "resume"}  # options in which runs of one command may
 def ledger(suite):
     path = RESULTS / suite / "runs.csv"
     with open(path, encoding="utf-8", newline="") as file:
-        return {row["command"]: row for row in csv.DictReader(file)}
+        rows = list(csv.DictReader(file))
+    assert len({row["command"] for row in rows}) == len(rows)
+    return {row["command"]: row for row in rows}
 
 
 def expected_runs(suite):
     return {run.command: run for group in sweep.SUITES[suite] for run in sweep.expand(*group)}
 
 
-SUITES = [suite for suite in sweep.SUITES if (RESULTS / suite / "runs.csv").exists()]
+SUITES = sorted(path.name for path in RESULTS.iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("suite", PAGES)

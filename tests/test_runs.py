@@ -333,7 +333,7 @@ def test_plots_keep_runs_of_another_length_apart_and_take_a_run_once(tmp_path, c
     runs = plot.read_runs([str(tmp_path)], "return_last100")["CartPole-v1"]
     found = {label: len(series) for label, series in runs.items()}
     assert found == {"ppo --total-steps 500": 2, "ppo --total-steps 1100": 1}
-    said = f"{tmp_path / 'the_first_again'} has options and seed of {tmp_path / 'first'}: left out"
+    said = f"{tmp_path / 'the_first_again'} is left out: {tmp_path / 'first'} has the same options"
     assert said in capsys.readouterr().out
 
 
@@ -350,7 +350,7 @@ def test_plots_take_the_longest_of_the_runs_of_a_seed(tmp_path, capsys):
     assert len(run) == len(rows) - 1
     out = capsys.readouterr().out
     for name in ("seed1", "seed1-3"):
-        assert f"{tmp_path / name} has options and seed of {tmp_path / 'seed1-2'}: left out" in out
+        assert f"{tmp_path / name} is left out: {tmp_path / 'seed1-2'} has the same options" in out
 
 
 def test_plots_keep_apart_what_makes_another_batch_or_environment(tmp_path):

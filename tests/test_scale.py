@@ -50,3 +50,13 @@ def test_the_tables_of_the_page_are_those_of_the_measurements():
         tables = scale.tables(list(csv.DictReader(file)))
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     assert tables in page
+
+
+@pytest.mark.parametrize(
+    "options", [dict(repeats=0), dict(workers=(2, 4)), dict(workers=()), dict(workers=(1, 0))]
+)
+def test_there_is_one_worker_to_compare_with(options, capsys):
+    with pytest.raises(SystemExit) as stop:
+        scale.main(scale.Args(**options))
+    assert stop.value.code == 2
+    assert "--workers must have 1 in it" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """tools.speed: what it counts, and the tables in README and docs that are made of it."""
 
 import csv
+import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -233,6 +234,7 @@ def test_a_copy_is_what_runs(tmp_path):
         (dict(repeats=0), "--repeats must be at least 1"),
         (dict(against="tests"), "tests is not a copy of this project"),
         (dict(output="nowhere/speed.csv"), "there is no folder nowhere"),
+        (dict(growth="nowhere/growth.png"), "there is no folder nowhere"),
         (dict(solve=True), "speed.csv has no times to a solution"),
         (dict(solve=True, table=True), "speed.csv has no times to a solution"),
     ],
@@ -240,10 +242,23 @@ def test_a_copy_is_what_runs(tmp_path):
 def test_bad_input_loses_no_file(options, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "speed.csv").write_text("of yesterday", encoding="utf-8")
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     with pytest.raises(SystemExit, match="2"):
         speed.main(speed.Args(**options))
     assert sentence in capsys.readouterr().err
     assert (tmp_path / "speed.csv").read_text(encoding="utf-8") == "of yesterday"
+    assert cores is None or os.sched_getaffinity(0) == cores  # only its children keep to one
+
+
+def test_a_typo_in_only_is_said_before_a_solution_is_sought(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        speed.main(speed.Args(solve=True, only="Chess", output=str(tmp_path / "solve.csv")))
+    assert "no program or task has 'Chess' in it" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes cannot be pinned")
+def test_what_is_measured_has_one_core():
+    assert len(speed.in_a_new_process(os.sched_getaffinity, 0)) == 1
 
 
 def committed(name):

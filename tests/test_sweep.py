@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -156,7 +157,8 @@ def test_what_one_batch_is_used_for():
         f"is_pg {batch} 1e-3 --policy-epochs 10 --weighting {kind}"
         for kind in ("step", "trajectory", "per-decision")
     ]
-    assert sweep.ZOO.replace("0.99", "0.9999") == sweep.SWIMMER[1] != sweep.ZOO
+    gammas = [re.findall(r"--gamma (\S+)", script) for script in (sweep.ZOO, *sweep.SWIMMER)]
+    assert gammas == [["0.99"], ["0.9999"], ["0.9999"]]
 
 
 def test_the_random_policy_learns_nothing():
@@ -468,7 +470,7 @@ def test_a_run_that_fails_is_said_and_tried_again(tmp_path):
         done = run_sweep(tmp_path, *options)
         assert done.returncode == 1
         assert "FAILED, exit code 2: ppo.py: --clip-eps must be above 0" in done.stdout
-        assert "1 runs failed" in done.stderr
+        assert "failed runs: 1; the same command" in done.stderr
     assert "2 runs, of which 1 are done" in done.stdout
     assert len(ledger(tmp_path)) == 1
 
@@ -502,6 +504,98 @@ def test_a_divergence_is_a_result_and_a_full_disk_is_not(words, count, tmp_path,
         assert not (tmp_path / "results" / "sweep" / "runs.csv").exists()
 
 
+def one_run(tmp_path):
+    places = dict(results=str(tmp_path / "results"), runs=str(tmp_path / "runs"))
+    return sweep.Args(scripts=("ppo",), envs=("A-v1",), seeds=1, **places)
+
+
+def train_at_once(run, runs, children):
+    write_run(runs / run.place, "8,1,2.5,1")
+    return 0, ""
+
+
+@pytest.mark.skipif(sweep.fcntl is None, reason="the system has no locks of files")
+def test_two_sweeps_do_not_train_the_same_run(tmp_path, monkeypatch, capsys):
+    """The second one would remove the folder in which the first one trains."""
+
+    def train(run, runs, children):
+        monkeypatch.setattr(sweep, "train", train_at_once)
+        with pytest.raises(SystemExit) as stop:
+            sweep.main(one_run(tmp_path))
+        assert stop.value.code == 2
+        return train_at_once(run, runs, children)
+
+    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr(sweep.signal, "signal", lambda *_: None)  # only for the main thread
+    sweep.main(one_run(tmp_path))
+    assert "another sweep is at `python ppo.py --env-id A-v1 --seed 1`" in capsys.readouterr().err
+    assert len(ledger(tmp_path)) == 1
+    (tmp_path / "results" / "sweep" / "runs.csv").unlink()
+    shutil.rmtree(tmp_path / "results" / "sweep" / "A-v1")
+    shutil.rmtree(tmp_path / "runs" / "sweep" / "A-v1" / "ppo" / "seed1")
+    sweep.main(one_run(tmp_path))  # the lock ended with the first sweep
+    assert len(ledger(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("No space left")])
+def test_a_curve_without_its_line_is_not_kept(error, tmp_path, monkeypatch, capsys):
+    """Else the next sweep would take it for another run's, and do nothing."""
+
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(sweep, "train", train_at_once)
+    with monkeypatch.context() as for_now:
+        for_now.setattr(sweep, "append", full)
+        with pytest.raises(SystemExit) as stop:
+            sweep.main(one_run(tmp_path))
+    assert stop.value.code == (130 if error is KeyboardInterrupt else 1)
+    if error is not KeyboardInterrupt:
+        assert "cannot keep a run: No space left" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "runs")
+    sweep.main(one_run(tmp_path))
+    assert len(ledger(tmp_path)) == 1
+
+
+def test_an_error_ends_the_runs_that_wait(tmp_path, monkeypatch):
+    """The first result cannot be kept while the second run is under way."""
+    trained, is_over = [], threading.Event()
+
+    def train(run, runs, children):
+        trained.append(run.command)
+        if len(trained) == 2:
+            is_over.wait(20)
+        return train_at_once(run, runs, children)
+
+    def full(*_):
+        raise OSError("No space left")
+
+    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr(sweep, "keep", full)
+    args = one_run(tmp_path)
+    args.seeds, args.jobs = 5, 1
+    with pytest.raises(SystemExit):
+        sweep.main(args)
+    is_over.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(2)  # one that still waits for work does not end
+    assert len(trained) <= 2
+
+
+def test_the_versions_are_those_at_the_start_of_a_run(tmp_path, monkeypatch):
+    commit = ["earlier"]
+
+    def train(run, runs, children):
+        commit[:] = ["later"]
+        return train_at_once(run, runs, children)
+
+    monkeypatch.setattr(sweep, "versions", lambda: commit[0])
+    monkeypatch.setattr(sweep, "train", train)
+    sweep.main(one_run(tmp_path))
+    assert [row["versions"] for row in ledger(tmp_path)] == ["earlier"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -512,7 +606,13 @@ def test_a_divergence_is_a_result_and_a_full_disk_is_not(words, count, tmp_path,
             ["--scripts", "ppo", "--envs", SHORT, "CartPole-v1 --gamma 0.9"],
             "CartPole-v1/ppo/seed1 would be the folder of two runs",
         ),
+        (["benchmark", "--scripts", "ppo"], "name a suite (benchmark, "),
+        (["benchmark", "--envs", SHORT], "name a suite (benchmark, "),
+        (["--scripts", "ppo"], "name a suite (benchmark, "),
         (["benchmark", "--jobs", "0"], "--jobs and --seeds must be at least 1"),
+        (["benchmark", "--only", "Cartpole"], "no command has 'Cartpole' in it"),
+        (["--scripts", "ppo --x '", "--envs", SHORT], 'cannot read "ppo --x \'": No closing'),
+        (["--scripts", "ppo", "--envs", ""], "a script or an environment is empty"),
     ],
 )
 def test_bad_input(options, words, tmp_path):

@@ -334,3 +334,15 @@ def test_runs_that_are_not_there(figure, words, tmp_path, capsys):
     pyplot.close("all")
     assert stop.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_an_interrupted_measurement_changes_nothing(tmp_path, monkeypatch):
+    def measure(path):
+        path.write_text("the first batch", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    (tmp_path / "update.csv").write_text("all batches", encoding="utf-8")
+    monkeypatch.setattr(why, "measure_update", measure)
+    with pytest.raises(KeyboardInterrupt):
+        why.update(None, why.Args(output=str(tmp_path), measure=True))
+    assert (tmp_path / "update.csv").read_text(encoding="utf-8") == "all batches"

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import tyro
 
@@ -20,6 +21,13 @@ def parse(args_class):
 def printing_utf_8():
     """The environment of a process that prints UTF-8, whatever is usual on the system."""
     return os.environ | {"PYTHONIOENCODING": "utf-8"}
+
+
+def refuse_missing_folder(path):
+    """Exit if there is no folder for a file that is written at the end."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        fail(f"there is no folder {folder} to write {path} in")
 
 
 def fail(message, code=2):

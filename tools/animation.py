@@ -4,6 +4,7 @@ Run: python -m tools.evaluate runs/CartPole-v1/ppo/seed1 --mode --video
      python -m tools.animation runs/CartPole-v1/ppo/seed1 ... --output docs/learned.webp
 """
 
+import math
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from tools import fail, parse
+from tools import fail, parse, refuse_missing_folder
 
 try:
     from moviepy import VideoFileClip
@@ -58,8 +59,12 @@ def beside(pictures, gap=6):
 
 
 def main(args):
+    length = args.seconds * args.fps
+    count = round(length) if math.isfinite(length) else 0
+    if not args.run_dirs or args.height < 1 or count < 1:
+        fail("give a run or more, and --height, --seconds and --fps of at least one frame")
+    refuse_missing_folder(args.output)
     films = [read_frames(newest_film(run_dir), args) for run_dir in args.run_dirs]
-    count = round(args.seconds * args.fps)
     films = [islice(cycle(frames), count) for frames in films]
     first, *others = [beside(pictures) for pictures in zip(*films)]
     options = dict(append_images=others, duration=round(1000 / args.fps), loop=0)

@@ -22,7 +22,7 @@ import tyro
 
 from tools import fail, parse
 
-OPENGL = {"egl": "EGL", "osmesa": "OSMesa"}  # that MuJoCo draws with without a display: library
+OPENGL = {"egl": "EGL", "osmesa": "OSMesa"}  # MuJoCo without a display: the library it needs
 
 
 @dataclass

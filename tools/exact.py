@@ -18,7 +18,7 @@ from torch.distributions import Categorical, kl_divergence
 
 import is_pg
 from common.returns import gae
-from tools import fail, parse
+from tools import fail, parse, refuse_missing_folder
 
 HORIZON, STATES, ACTIONS, END = 4, 3, 3, 3  # the states are 0, 1, 2 and the end
 # none: ∇log π A, as in vanilla_pg.py
@@ -235,6 +235,7 @@ def in_words(quartiles):
 def main(args):
     if args.problems < 1 or not args.distances:
         fail("--problems must be at least 1, and --distances must have one distance")
+    refuse_missing_folder(args.output)
     try:
         import matplotlib
 

@@ -4,8 +4,9 @@ Run: python -m tools.language_models --output docs/why/language_models.png
 
 A language model of three tokens, one of which ends a sequence, writes at most four of them: 31
 sequences. The state is the prefix, and the reward, 0 or 1, comes at the end. There are two
-prompts, a hard one and an easy one. What G sequences of a prompt say depends on how many of them
-are right, and on each by itself. So mean and variance are finite sums for any G.
+prompts, a hard one and an easy one. The estimate from G sequences of a prompt is a sum over them,
+and their advantages depend only on how many are right. So mean and variance are finite sums for
+any G.
 """
 
 import itertools
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev
 
-from tools import fail, parse
+from tools import fail, parse, refuse_missing_folder
 
 TOKENS, END, LONGEST = 3, 2, 4
 PREFIXES = [p for n in range(LONGEST) for p in itertools.product(range(END), repeat=n)]  # 15
@@ -164,7 +165,7 @@ def recomputed(log_probs, old_log_probs, mask, advantages):
 
 
 def decoupled(log_probs, old_log_probs, mask, advantages, limit=None, whole=False):
-    """The same, weighted by the policy over the one that has sampled: of a token, or the whole."""
+    """The same, times π_prox/μ of the token or of the whole sequence, where μ has sampled."""
     log_weights = (log_probs - old_log_probs).detach()
     if whole:
         log_weights = log_weights.sum(1, keepdim=True)
@@ -366,9 +367,8 @@ def kl(problem, prompt, table):
 
 def mean_kl(problem, distance):
     logits = problem.moved(distance)
-    return sum(kl(problem, prompt, table).item() for prompt, table in enumerate(logits)) / len(
-        logits
-    )
+    kls = [kl(problem, prompt, table).item() for prompt, table in enumerate(logits)]
+    return sum(kls) / len(kls)
 
 
 def kl_gradient(problem, prompt, table, estimator, form):
@@ -476,6 +476,7 @@ def draw(figure, problems, args):
 def main(args):
     if args.problems < 1 or args.group < 2 or not args.distances:
         fail("--problems must be at least 1, --group at least 2, and --distances not empty")
+    refuse_missing_folder(args.output)
     try:
         import matplotlib
 

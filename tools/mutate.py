@@ -32,7 +32,7 @@ from typing import NamedTuple
 import coverage
 import pytest
 
-from tools import fail, parse
+from tools import fail, parse, refuse_missing_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "mutations.md"
@@ -56,7 +56,7 @@ LEAST = 10.0  # seconds that any test may take; beyond that, ten times what it t
 
 @dataclass
 class Args:
-    output: str = ""  # Markdown file to write, if any
+    output: str = ""  # Markdown file to write anew, with these faults alone; none if empty
     only: str = ""  # only faults whose place or text has this in it
     workers: int = 2  # tests that run side by side
     seconds: float = 40.0  # of tests that are tried on a fault; one they miss is not noticed
@@ -493,7 +493,7 @@ def summary(results):
     """The share of the faults that tests notice, in a sentence."""
     counted = [killer for mutant, killer in results if killer or not mutant.reason]
     killed = len([killer for killer in counted if killer])
-    share = f"{killed} of {len(counted)} faults are noticed ({killed / len(counted):.1%})"
+    share = f"{killed} of {len(counted)} faults are noticed ({killed / max(len(counted), 1):.1%})"
     same = len(results) - len(counted)
     return f"{share}; {same} more change nothing that could be noticed."
 
@@ -509,6 +509,10 @@ def report(results, how_long):
 
 
 def main(args):
+    if args.workers < 1:
+        fail("--workers must be at least 1")
+    if args.output:
+        refuse_missing_folder(args.output)
     mutants = read_mutants((ROOT / "tools" / "mutants.txt").read_text(encoding="utf-8"))
     mutants = [mutant for mutant in mutants if args.only in " ".join(mutant[:3])]
     if not mutants:

@@ -32,6 +32,8 @@ def table(match):
     if done.returncode:
         fail(f"python {match[1]} failed: {done.stderr.strip()}", 1)
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    if not lines:
+        fail(f"python {match[1]} prints no table", 1)
     return f"<!-- python {match[1]} -->\n\n" + "".join(f"{line}\n" for line in lines) + "\n"
 
 

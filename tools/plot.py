@@ -99,7 +99,7 @@ def add_unless_shorter(run, found):
         return
     longer, shorter = (run, other) if run.last_step > other.last_step else (other, run)
     found[key] = longer
-    print(f"{shorter.folder} has options and seed of {longer.folder}: left out")
+    print(f"{shorter.folder} is left out: {longer.folder} has the same options and seed")
 
 
 def group_by_label(found):
@@ -179,7 +179,7 @@ def table(runs, column):
 
 
 def about(steps):
-    """Steps to the nearest 10,000; exactly if there are less than 100,000.
+    """Steps to the nearest 10,000; exactly if there are fewer than 100,000.
 
     A run goes on to the end of its last batch, so it has some more than it was told.
     """
@@ -379,7 +379,10 @@ def save_profiles(pyplot, runs, args):
 
 
 def save(figure, path):
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        fail(f"cannot write {path}: {error}")
     print(f"plot: {path}")
 
 
@@ -398,8 +401,15 @@ def import_pyplot():
     return pyplot
 
 
+def refuse_missing(folders):
+    for folder in folders:
+        if not Path(folder).exists():
+            fail(f"there is no {folder}")
+
+
 def main(args):
     pyplot = import_pyplot()
+    refuse_missing(args.run_dirs)
     runs = read_runs(args.run_dirs, args.column)
     if not runs:
         fail(f"no run with a finished episode in: {', '.join(args.run_dirs) or 'nothing given'}")

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from tools import fail, parse
+from tools import fail, parse, refuse_missing_folder
 
 SENT = ["reduces", "reduced", "gathers", "gathered"]  # all-reduces, their bytes, and so on
 MEASURED = ["steps_per_second", "iteration", *SENT, "waiting", "one_number", "million_numbers"]
@@ -47,8 +47,8 @@ class Args:
     workers: tuple[int, ...] = (1, 2)  # numbers of workers to try
     repeats: int = 3  # runs of each
     only: str = ""  # settings whose name has this in it
-    output: str = "scale.csv"  # file with a row for each run; tables of medians are printed
-    child: str = ""  # what a worker is to do, as this tool itself tells it
+    output: str = "scale.csv"  # CSV file to write anew, a row for each run; medians are printed
+    child: str = ""  # for the tool itself: the task of a worker
 
 
 def watched(name, size, counts):
@@ -141,7 +141,7 @@ def measure(setting, count):
         command = [*launcher, f"--nproc-per-node={count}", *worker]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
-            fail(f"{setting} with {count} workers ended with {done.stderr.strip()[:1500]}")
+            fail(f"{setting} with {count} workers ended with {done.stderr.strip()[:1500]}", 1)
         row = json.loads(Path(folder, "result").read_text(encoding="utf-8"))
     return dict(setting=setting, workers=count) | row
 
@@ -231,13 +231,12 @@ def write(path, rows):
 def main(args):
     if args.child:
         return work(json.loads(args.child))
-    if args.repeats < 1 or not args.workers or min(args.workers) < 1:
-        fail("--repeats and --workers must be at least 1")
+    if args.repeats < 1 or 1 not in args.workers or min(args.workers) < 1:
+        fail("--repeats must be at least 1, and --workers must have 1 in it, to compare with")
     settings = [setting for setting in SETTINGS if args.only in setting]
     if not settings:
         fail(f"no setting has {args.only!r} in its name")
-    if not Path(args.output).parent.is_dir():
-        fail(f"there is no folder {Path(args.output).parent} to write {args.output} in")
+    refuse_missing_folder(args.output)
     rows = []
     for setting in settings:
         for _ in range(args.repeats):

@@ -97,7 +97,7 @@ def joined(rows, files, lines):
         for j, line in enumerate(lines):
             pair = above[j] + sum(likeness(text, line) for text in texts)
             best.append(max(pair, above[j + 1], best[j]))
-            # Of equally good ways a gap, so that gaps come last where nothing is alike
+            # Of equally good ways a gap: they are walked from the end, so gaps come last
             step = (0, 1) if best[-1] == best[j] else (1, int(best[-1] > above[j + 1]))
             steps.append(step)
         moves.append(steps)

@@ -36,6 +36,7 @@ TASKS = {  # environment: the bar, steps of our runs
 LIMIT = 1_000_000  # steps of the others' runs
 OURS = "ppo.py", "trpo.py"
 OTHERS = "PPO, tuned", "PPO", "TRPO, tuned", "TRPO"
+PROGRAMS = (*OURS, *OTHERS)
 COLUMNS = "environment", "program", "seed", "steps", "seconds"  # no seconds if not solved
 
 WIDE_RELU = dict(log_std_init=-2, ortho_init=False, activation="ReLU", sizes=[256, 256])
@@ -261,8 +262,10 @@ def append(path: str, row: dict) -> None:
 
 def solve(args: Any, in_a_new_process: Callable) -> None:
     """Make the runs that are not in the file yet, one after the other."""
+    if not any(args.only in f"{program} {env_id}" for env_id in TASKS for program in PROGRAMS):
+        fail(f"no program or task has {args.only!r} in it")
     done = {(row["environment"], row["program"], row["seed"]) for row in read(args.output)}
-    for env_id, seed, program in product(TASKS, range(1, args.repeats + 1), [*OURS, *OTHERS]):
+    for env_id, seed, program in product(TASKS, range(1, args.repeats + 1), PROGRAMS):
         is_wanted = args.only in f"{program} {env_id}"
         if not is_wanted or (env_id, program, str(seed)) in done:
             continue
@@ -295,7 +298,7 @@ def cell(seconds: list[float]) -> str:
 
 def times_as_fast(seconds: dict, env_id: str) -> str:
     """The best median of the others as a multiple of our best; empty until all runs are made."""
-    if len({len(seconds[env_id, program]) for program in (*OURS, *OTHERS)}) > 1:
+    if len({len(seconds[env_id, program]) for program in PROGRAMS}) > 1:
         return ""
     ours, others = (
         min(statistics.median(seconds[env_id, program]) for program in programs)
@@ -314,7 +317,7 @@ def table(rows: list[dict]) -> str:
     for env_id, (bar, _) in TASKS.items():
         if not any(seconds[env_id, program] for program in OURS):
             continue
-        cells = [cell(seconds[env_id, program]) for program in (*OURS, *OTHERS)]
+        cells = [cell(seconds[env_id, program]) for program in PROGRAMS]
         name = f"{env_id} ({bar:,})".replace("(-", "(−")
         lines.append(f"| {' | '.join([name, *cells, times_as_fast(seconds, env_id)])} |")
     return "\n".join(lines)

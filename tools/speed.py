@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from tools import fail, parse, solve
+from tools import fail, parse, refuse_missing_folder, solve
 
 PEERS = {"vanilla_pg": "A2C", "trpo": "TRPO", "ppo": "PPO"}
 PARTS = "collect", "prepare", "update", "log"
@@ -63,7 +63,7 @@ GROWTH = [  # option, its values, what else is set, so that a batch has 2048 ste
 class Args:
     repeats: int = 5  # runs of each
     only: str = ""  # settings whose script or name (with --solve: program or task) has this in it
-    output: str = "speed.csv"  # file with a row for each run; the medians are printed
+    output: str = "speed.csv"  # CSV file to write anew, a row for each run; medians are printed
     against: str = ""  # folder of a changed copy of this project, to compare with instead
     solve: bool = False  # instead time tasks until they are solved, with seeds 1 to REPEATS
     table: bool = False  # with --solve: print the table of the runs in OUTPUT, and train nothing
@@ -242,6 +242,9 @@ RUNS = {"ours": run_ours, "peer": run_peer, "environment": run_environment}  # t
 
 
 def quietly(function, *job):
+    """The function's result, on one core where the system can, and without what it prints."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         return function(*job)
 
@@ -358,10 +361,8 @@ def draw(rows, path):
 def main(args):
     if args.repeats < 1:
         fail(f"--repeats must be at least 1, not {args.repeats}")
-    if hasattr(os, "sched_setaffinity"):  # and so of the processes that are started
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    if not Path(args.output).parent.is_dir():
-        fail(f"there is no folder {Path(args.output).parent} to write {args.output} in")
+    for path in filter(None, (args.output, args.growth)):
+        refuse_missing_folder(path)
     rows = []
 
     def write(row):  # only now, so that a file that is there survives bad input

@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -30,6 +31,11 @@ from typing import NamedTuple
 import tyro
 
 from tools import fail, parse, printing_utf_8
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 FOUR = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 SEVEN = [  # of Schulman et al. 2017, section 6.1
@@ -125,11 +131,11 @@ MOST_ROWS = 1000  # that are kept of a curve
 
 @dataclass
 class Args:
-    # benchmark random table1 reuse weightings as_in_v3 trpo solved others
+    # one of these: benchmark random table1 reuse weightings as_in_v3 trpo solved others
     suite: tyro.conf.Positional[str] = ""
     scripts: tuple[str, ...] = ()  # of a sweep of your own: trpo "ppo --clip-eps 0.1"
     envs: tuple[str, ...] = ()  # its environments: CartPole-v1 "Hopper-v5 --total-steps 1000000"
-    seeds: int = 3  # number of seeds: 1, 2, …
+    seeds: int = 3  # of a sweep of your own: how many, 1, 2, …
     name: str = "sweep"  # of a sweep of your own: its folder in RESULTS
     jobs: int = os.cpu_count() or 1  # runs at the same time
     results: str = "results"  # folder of the results
@@ -248,12 +254,20 @@ def commands_of(ledger):
 
 
 def check_arguments(args):
-    if bool(args.suite) == bool(args.scripts and args.envs):
+    is_wrong = args.scripts or args.envs if args.suite else not (args.scripts and args.envs)
+    if is_wrong:
         fail(f"name a suite ({', '.join(SUITES)}), or give --scripts and --envs")
     if args.suite not in ("", *SUITES):
         fail(f"there is no suite {args.suite}, only {', '.join(SUITES)}")
     if args.jobs < 1 or args.seeds < 1:
         fail("--jobs and --seeds must be at least 1")
+    for words in (*args.scripts, *args.envs):
+        try:
+            is_empty = not shlex.split(words)
+        except ValueError as error:
+            fail(f"cannot read {words!r}: {error}")
+        if is_empty:
+            fail("a script or an environment is empty")
 
 
 def refuse_shared_folders(wanted, todo, results):
@@ -268,27 +282,55 @@ def refuse_shared_folders(wanted, todo, results):
             fail(f"{where} has another run than `{run.command}`: give a --name, or remove it")
 
 
+def claim(todo, runs, claimed):
+    """Lock a file for each run until the sweep ends, so that no other sweep trains it too."""
+    for run in todo if fcntl else []:
+        path = runs / f"{run.place}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = claimed.enter_context(open(path, "w", encoding="utf-8"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            fail(f"another sweep is at `{run.command}`: wait for it, or choose others with --only")
+
+
+def record(run, code, known, run_dir, results):
+    """Keep the curve of a run and its line, or neither. Returns what the run came to."""
+    how = dict(command=run.command, exit_code=code, versions=known)
+    try:
+        outcome = keep(run_dir, results / run.place)
+        append(results / "runs.csv", how | outcome)
+    except BaseException:  # Ctrl-C too: the next sweep would take the curve for another run's
+        shutil.rmtree(results / run.place, ignore_errors=True)
+        raise
+    return outcome
+
+
+def train_and_date(run, runs, children):
+    """Versions, exit code and last line."""
+    known = versions()  # now, since the scripts may change before the run ends
+    return known, *train(run, runs, children)
+
+
 def run_all(todo, jobs, runs, results):
     """Train side by side, keeping each result. Returns the number of failures."""
     children = []
     failures = 0
     pool = ThreadPoolExecutor(jobs)
-    futures = {pool.submit(train, run, runs, children): run for run in todo}
+    futures = {pool.submit(train_and_date, run, runs, children): run for run in todo}
     try:
         for count, future in enumerate(as_completed(futures), 1):
             run = futures[future]
-            code, words = future.result()
+            known, code, words = future.result()
             print(f"{count}/{len(todo)}  {run.command}  ", end="")
             metrics = runs / run.place / "metrics.csv"
             if not has_result(code, words, metrics):
                 failures += 1
                 print(f"FAILED, exit code {code}: {words}", flush=True)
                 continue
-            outcome = keep(metrics.parent, results / run.place)
+            outcome = record(run, code, known, metrics.parent, results)
             print(f"return {float(outcome['return_last100'] or 'nan'):.1f}", flush=True)
-            how = dict(command=run.command, exit_code=code, versions=versions())
-            append(results / "runs.csv", how | outcome)
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, or a full disk: end all runs
         pool.shutdown(wait=False, cancel_futures=True)
         for child in [*children]:  # a copy: the threads remove those that end
             child.terminate()
@@ -304,17 +346,24 @@ def main(args):
     done = commands_of(ledger)
     groups = SUITES[args.suite] if args.suite else [(args.scripts, args.envs, args.seeds)]
     wanted = [run for group in groups for run in expand(*group) if args.only in run.command]
+    if not wanted:
+        fail(f"no command has {args.only!r} in it")
     todo = [run for run in wanted if run.command not in done]
     refuse_shared_folders(wanted, todo, results)
     print(f"{len(wanted)} runs, of which {len(wanted) - len(todo)} are done")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    runs = Path(args.runs, results.name)
     try:
-        failures = run_all(todo, args.jobs, Path(args.runs, results.name), results)
+        with ExitStack() as claimed:
+            claim(todo, runs, claimed)
+            failures = run_all(todo, args.jobs, runs, results)
+    except OSError as error:
+        fail(f"cannot keep a run: {error}", 1)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on: {ledger} has what is done")
         raise SystemExit(130) from None
     if failures:
-        fail(f"{failures} runs failed; the same command tries them again", 1)
+        fail(f"failed runs: {failures}; the same command tries them again", 1)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Run: python -m tools.why
 
-`update` trains a while first, and leaves what it measures in docs/why/update.csv. The others
-take seconds. `reuse` and `table1` read the runs that tools/sweep.py has left in docs/results.
+`update` draws docs/why/update.csv; with --measure it trains a while to measure it anew. The
+others take seconds. `reuse` and the last four read what is in docs/results.
 """
 
 import csv
@@ -39,7 +39,7 @@ FIGURES = ("reuse", "update", "weights", "clip", "region", *TABLES)
 
 @dataclass
 class Args:
-    figures: Annotated[tuple[Literal[FIGURES], ...], tyro.conf.Positional] = FIGURES  # which
+    figures: Annotated[tuple[Literal[FIGURES], ...], tyro.conf.Positional] = FIGURES  # what to make
     output: str = "docs/why"  # folder to write them in
     results: str = "docs/results"  # folder of the runs
     measure: bool = False  # for update: measure it anew
@@ -234,7 +234,9 @@ def update(pyplot, args):
     """Medians and quartiles over the batches, and a table of the last epoch."""
     path = Path(args.output, "update.csv")
     if args.measure or not path.exists():
-        measure_update(path)
+        unfinished = path.with_suffix(".tmp")
+        measure_update(unfinished)
+        unfinished.replace(path)  # only now, so that an interrupted measurement changes nothing
     found = read_update(path)
     size = (20, 3.6 * len(found))
     figure, grid = pyplot.subplots(len(found), 6, figsize=size, layout="constrained")
@@ -711,7 +713,9 @@ def mean_and_deviation(returns):
     if not returns:
         return ""
     decimals = 0 if abs(np.mean(returns)) >= 10 else 1
-    known = [np.mean(returns), np.std(returns)][: len(returns)]
+    known = [np.mean(returns)]
+    if len(returns) > 1:
+        known.append(np.std(returns))
     numbers = (f"{x:,.{decimals}f}" for x in known)
     return f"{' ± '.join(numbers)} ({len(returns)})".replace("-", "−")
 
