@@ -360,8 +360,8 @@ def slopes(script, ratios, advantage):
         obs=torch.arange(n),
         actions=actions,
         advantages=torch.full((n,), advantage).double(),
-        returns=torch.zeros(n),  # of which no policy update takes notice
-        values=None,
+        returns=torch.zeros(n),  # no policy update takes notice of returns and values
+        values=torch.zeros(n),
         old_dist=old_dist,
         old_log_probs=old_dist.log_prob(actions),
         valid=grid,
