@@ -98,8 +98,8 @@ class Problem:
             obs=obs,
             actions=actions,
             advantages=advantages,
-            returns=advantages,  # of which no policy update takes notice
-            values=None,
+            returns=advantages,  # no policy update takes notice of returns and values
+            values=advantages,
             old_dist=self.old_dist(obs),
             old_log_probs=self.old_dist(obs).log_prob(actions),
             valid=torch.from_numpy(paths.valid),
