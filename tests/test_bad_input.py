@@ -174,7 +174,9 @@ def test_tools_refuse_what_is_not_a_run(run, tmp_path, capsys):
     elsewhere = evaluate.Args(str(tmp_path))
     assert "not a run" in refused(lambda: evaluate.main(evaluate.Args("nothing")), capsys)
     assert "no_such_script.py" in refused(lambda: evaluate.main(elsewhere), capsys)
-    assert "no run" in refused(lambda: plot.main(plot.Args(["nothing"])), capsys)
+    assert "no file or folder nothing" in refused(lambda: plot.main(plot.Args(["nothing"])), capsys)
+    (tmp_path / "empty").mkdir()
+    assert "no run" in refused(lambda: plot.main(plot.Args([str(tmp_path / "empty")])), capsys)
     assert "no column luck" in refused(lambda: plot.main(plot.Args([str(run)], "", "luck")), capsys)
 
 

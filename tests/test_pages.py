@@ -64,7 +64,7 @@ def test_a_command_that_fails_leaves_the_page_alone(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit) as stop:
         pages.main(pages.Args([str(page)]))
     assert stop.value.code == 1
-    assert "there is no nothing" in capsys.readouterr().err
+    assert "there is no file or folder nothing" in capsys.readouterr().err
     assert page.read_text(encoding="utf-8") == text
 
 

@@ -601,7 +601,7 @@ def test_a_folder_that_does_not_exist_is_said(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         plot.main(plot.Args([good, str(tmp_path / "tpyo")], output=""))
     assert stop.value.code == 2
-    assert f"there is no {tmp_path / 'tpyo'}" in capsys.readouterr().err
+    assert f"there is no file or folder {tmp_path / 'tpyo'}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["nowhere/x.png", "x.foo"])

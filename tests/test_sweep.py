@@ -251,7 +251,7 @@ def test_failures_are_said_counted_and_tried_again(stubbed, tmp_path, capsys):
         stubbed("ppo", fail_at=(1, 3))
     assert stop.value.code == 1
     said = capsys.readouterr()
-    assert "2 runs failed; the same command tries them again" in said.err
+    assert "failed runs: 2; the same command tries them again" in said.err
     assert said.out.count("FAILED, exit code 3: ppo.py: it failed") == 2
     assert [row["command"][-1] for row in ledger(tmp_path)] == ["2"]
     assert not (tmp_path / "results/sweep/A-v1/ppo/seed1").exists()

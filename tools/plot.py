@@ -404,7 +404,7 @@ def import_pyplot():
 def refuse_missing(folders):
     for folder in folders:
         if not Path(folder).exists():
-            fail(f"there is no {folder}")
+            fail(f"there is no file or folder {folder}")
 
 
 def main(args):
