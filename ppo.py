@@ -493,7 +493,7 @@ class Run(ExitStack):
             if x.is_floating_point() and not x.float().isfinite().all():
                 place = (~x.float().isfinite()).nonzero()[0].tolist()
                 if "observations" in name:
-                    place = place[1:]  # not which transition
+                    place = place[1:]  # the first is the transition
                 trouble = f"NaN or infinity at step {self.step} in {name}{place or ''}"
                 advice = "check the environment or lower the learning rates"
                 fail(f"{trouble}: {advice}; {saved}", 1)
@@ -579,7 +579,7 @@ class Run(ExitStack):
 
 
 if __name__ == "__main__":
-    with suppress(AttributeError):  # a replacement of stdout may lack it
+    with suppress(AttributeError):  # a replacement for stdout may lack it
         sys.stdout.reconfigure(errors="replace")  # ? for γ where the encoding has none
     args = tyro.cli(Args)
     if args.resume:  # parse again, with that run's options as defaults

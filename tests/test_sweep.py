@@ -515,25 +515,20 @@ def train_at_once(run, runs, children):
 
 
 @pytest.mark.skipif(sweep.fcntl is None, reason="the system has no locks of files")
-def test_two_sweeps_do_not_train_the_same_run(tmp_path, monkeypatch, capsys):
+def test_two_sweeps_do_not_train_the_same_run(tmp_path, monkeypatch):
     """The second one would remove the folder in which the first one trains."""
 
+    second = []
+
     def train(run, runs, children):
-        monkeypatch.setattr(sweep, "train", train_at_once)
-        with pytest.raises(SystemExit) as stop:
-            sweep.main(one_run(tmp_path))
-        assert stop.value.code == 2
+        options = ["--scripts", "ppo", "--envs", "A-v1", "--seeds", "1"]
+        second.append(run_sweep(tmp_path, *options))
         return train_at_once(run, runs, children)
 
     monkeypatch.setattr(sweep, "train", train)
-    monkeypatch.setattr(sweep.signal, "signal", lambda *_: None)  # only for the main thread
     sweep.main(one_run(tmp_path))
-    assert "another sweep is at `python ppo.py --env-id A-v1 --seed 1`" in capsys.readouterr().err
-    assert len(ledger(tmp_path)) == 1
-    (tmp_path / "results" / "sweep" / "runs.csv").unlink()
-    shutil.rmtree(tmp_path / "results" / "sweep" / "A-v1")
-    shutil.rmtree(tmp_path / "runs" / "sweep" / "A-v1" / "ppo" / "seed1")
-    sweep.main(one_run(tmp_path))  # the lock ended with the first sweep
+    assert second[0].returncode == 2
+    assert "another sweep is at `python ppo.py --env-id A-v1 --seed 1`" in second[0].stderr
     assert len(ledger(tmp_path)) == 1
 
 

@@ -62,7 +62,7 @@ def main(args):
     length = args.seconds * args.fps
     count = round(length) if math.isfinite(length) else 0
     if not args.run_dirs or args.height < 1 or count < 1:
-        fail("give a run or more, and --height, --seconds and --fps of at least one frame")
+        fail("give at least one run, and --height, --seconds and --fps for at least one frame")
     refuse_missing_folder(args.output)
     films = [read_frames(newest_film(run_dir), args) for run_dir in args.run_dirs]
     films = [islice(cycle(frames), count) for frames in films]

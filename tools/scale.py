@@ -176,7 +176,7 @@ def tables(rows):
 
 
 def measured_lines(found):
-    heads = ["workers", "steps/s", "times one worker's", "s an iteration", "waiting, s"]
+    heads = ["workers", "steps/s", "multiple of one worker's", "s an iteration", "waiting, s"]
     heads += ["all-reduces", "KiB", "all-gathers", "KiB"]
     lines = [f"| | {' | '.join(heads)} |", "|" + "---|" * (1 + len(heads))]
     for setting, runs in found.items():
@@ -201,7 +201,7 @@ def measured_lines(found):
 
 def model_lines(found):
     heads = "".join(f" {count}, ring | {count}, tree |" for count in MANY)
-    lines = ["| time of an iteration, times one worker's |" + heads]
+    lines = ["| time of an iteration, as a multiple of one worker's |" + heads]
     lines.append("|" + "---|" * (1 + 2 * len(MANY)))
     for setting, runs in found.items():
         cells = [setting]

@@ -63,7 +63,9 @@ GROWTH = [  # option, its values, what else is set, so that a batch has 2048 ste
 class Args:
     repeats: int = 5  # runs of each
     only: str = ""  # settings whose script or name (with --solve: program or task) has this in it
-    output: str = "speed.csv"  # CSV file to write anew, a row for each run; medians are printed
+    output: str = (
+        "speed.csv"  # CSV file with a row for each run, written anew; --solve continues it
+    )
     against: str = ""  # folder of a changed copy of this project, to compare with instead
     solve: bool = False  # instead time tasks until they are solved, with seeds 1 to REPEATS
     table: bool = False  # with --solve: print the table of the runs in OUTPUT, and train nothing

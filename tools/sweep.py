@@ -20,9 +20,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -254,8 +254,8 @@ def commands_of(ledger):
 
 
 def check_arguments(args):
-    is_wrong = args.scripts or args.envs if args.suite else not (args.scripts and args.envs)
-    if is_wrong:
+    given = [bool(x) for x in (args.suite, args.scripts, args.envs)]
+    if given not in ([True, False, False], [False, True, True]):
         fail(f"name a suite ({', '.join(SUITES)}), or give --scripts and --envs")
     if args.suite not in ("", *SUITES):
         fail(f"there is no suite {args.suite}, only {', '.join(SUITES)}")
@@ -282,15 +282,16 @@ def refuse_shared_folders(wanted, todo, results):
             fail(f"{where} has another run than `{run.command}`: give a --name, or remove it")
 
 
-def claim(todo, runs, claimed):
-    """Lock a file for each run until the sweep ends, so that no other sweep trains it too."""
+def claim(todo, file):
+    """Lock a byte of the file for each run, so that no other sweep trains it too.
+
+    The system unlocks them when this process ends, however it ends.
+    """
     for run in todo if fcntl else []:
-        path = runs / f"{run.place}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = claimed.enter_context(open(path, "w", encoding="utf-8"))
+        byte = zlib.crc32(run.command.encode())
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except (BlockingIOError, PermissionError):
             fail(f"another sweep is at `{run.command}`: wait for it, or choose others with --only")
 
 
@@ -354,8 +355,9 @@ def main(args):
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     runs = Path(args.runs, results.name)
     try:
-        with ExitStack() as claimed:
-            claim(todo, runs, claimed)
+        runs.mkdir(parents=True, exist_ok=True)
+        with open(runs / "claimed", "w", encoding="utf-8") as file:
+            claim(todo, file)
             failures = run_all(todo, args.jobs, runs, results)
     except OSError as error:
         fail(f"cannot keep a run: {error}", 1)
