@@ -56,10 +56,10 @@ class Args:
     gamma: ZeroToOne = 0.995  # discount, γ
     # what is learned from, and how
     gae_lambda: ZeroToOne = 0.95  # GAE's λ: 0 for low variance of the advantages, 1 for low bias
-    normalize_obs: bool = True  # observations by their running mean and standard deviation
-    normalize_rewards: bool = True  # by the running standard deviation of discounted returns
+    normalize_obs: bool = True  # with their running mean and standard deviation
+    normalize_rewards: bool = True  # with the running standard deviation of discounted returns
     hidden_size: AtLeast1 = 64  # units per hidden layer (512 for images of 36 pixels or more)
-    value_lr: ZeroToOne = 1e-3  # Adam learning rate of V (at most 5e-4 for such images)
+    value_lr: ZeroToOne = 1e-3  # learning rate of V (capped for such images)
     value_epochs: AtLeast1 = 10  # passes over each batch to fit the value function
     minibatch_size: AtLeast1 = 256  # transitions in a minibatch, in each process
     max_grad_norm: Positive = 0.5  # larger gradient norms are scaled down to this
@@ -73,7 +73,7 @@ class Args:
     num_threads: AtLeast1 = 1  # CPU threads of PyTorch; more than 1 helps only wide networks
     # the policy
     num_steps: AtLeast2 = 128  # steps of each environment in a rollout, T
-    policy_lr: ZeroToOne = 2e-3  # Adam learning rate of the policy (at most 5e-4 for large images)
+    policy_lr: ZeroToOne = 2e-3  # learning rate of the policy (capped for large images)
     policy_epochs: AtLeast1 = 4  # passes over each batch to improve the policy
     entropy_coef: ZeroToOne = 0.0  # weight of the entropy bonus
     weighting: Literal["step", "trajectory", "per-decision"] = "step"  # what the weights correct
@@ -151,7 +151,7 @@ def update_value(value: Value, optimizer: Adam, batch: Batch, args: Args) -> Non
 
 
 def minibatches(batch: Batch, args: Args) -> list[Batch]:
-    """The transitions in a new order, in parts of minibatch_size; the rest as it is.
+    """Split the transitions at random into parts of minibatch_size; old_dist is whole.
     Workers with more transitions take larger parts, so all take the same number of steps.
     """
     cuts = range(args.minibatch_size, batch.fewest, args.minibatch_size)
@@ -332,12 +332,12 @@ class Guard(VectorWrapper):
     def step(self, actions: np.ndarray) -> tuple:
         try:
             return self.env.step(actions)
-        except (EOFError, ConnectionError):
-            reason = "its process has ended, perhaps for lack of memory"
+        except (EOFError, ConnectionError) as error:
+            reason = f"its process ended, perhaps for lack of memory ({describe(error)})"
         except Exception as error:  # environments can raise anything
             reason = describe(error)
         self.has_failed = True
-        fail(f"an environment failed: {reason}; --resume continues from the checkpoint", 1)
+        fail(f"an environment failed: {reason}; --resume continues from a checkpoint, if any", 1)
 
     def close(self, **kwargs: Any) -> None:
         processes = getattr(self.unwrapped, "processes", [])  # if mode is async
@@ -368,7 +368,7 @@ def make_envs(args: Args, num_envs: int, wrappers: list | tuple = (), **kwargs: 
     if envs.single_observation_space.shape is None:
         raise ValueError("observations must have a fixed size: no Graph, no Sequence")
     make_head(envs.single_action_space)  # refuses a space for which there is no policy
-    # Room for an end at each step, under a key that environments do not use themselves
+    # A queue with room for an end at each step, and a key that no environment uses
     most_ends = num_envs * args.num_steps
     return RecordEpisodeStatistics(Guard(envs), most_ends, stats_key="sums")
 
@@ -410,10 +410,9 @@ class Run(ExitStack):
         env = args.env_id.replace("/", "-").replace(":", "-")
         default = f"runs/{env}/{Path(__file__).stem}/seed{args.seed}"
         self.folder = Path(args.resume or args.run_dir or default)
-        for option in ("env-id", "hidden-size", "run-dir"):
-            name = option.replace("-", "_")
+        for name in ("env_id", "hidden_size", "run_dir"):
             if args.resume and getattr(args, name) != self.saved["args"][name]:
-                fail(f"--{option} cannot change when a run resumes: start a new one")
+                fail(f"--{name.replace('_', '-')} cannot change: start a new run")
         self.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(min(args.num_threads, os.cpu_count()))
         self.pid = os.getpid()
@@ -505,6 +504,7 @@ class Run(ExitStack):
 
     def refuse_nan(self, batch: Batch) -> None:
         """End the run before NaN or infinity is logged or saved."""
+        self.folder = gather(self.folder)[0]  # the first worker may have added a suffix
         tensors = {"observations": batch.obs, "rewards or last observations": batch.returns}
         for name in ("scaler", "policy", "value"):
             tensors |= self.parts[name].state_dict(prefix=f"{name}.")
@@ -515,8 +515,7 @@ class Run(ExitStack):
                 if "observations" in name:
                     place = place[1:]  # the first is the transition
                 trouble = f"NaN or infinity at step {self.step} in {name}{place or ''}"
-                advice = "check the environment or lower the learning rates"
-                fail(f"{trouble}: {advice}; {saved}", 1)
+                fail(f"{trouble}: check the environment or lower the learning rates; {saved}", 1)
 
     def log(self, batch: Batch, envs: VectorEnv, metrics: dict, own_metrics: dict) -> None:
         """Count an iteration of all workers, and have the first one report it."""
@@ -581,7 +580,7 @@ class Run(ExitStack):
         states = {name: part.state_dict() for name, part in self.parts.items()}
         progress = self.iteration, self.step, self.seconds, self.recent_returns, self.csv.tell()
         checkpoint = self.config | states | {"progress": progress, "rng": torch.get_rng_state()}
-        with open(self.folder / "checkpoint.tmp", "wb", buffering=0) as file:  # unbuffered
+        with open(self.folder / "checkpoint.tmp", "wb") as file:
             torch.save(checkpoint, file)
             os.fsync(file.fileno())
         os.replace(file.name, self.folder / "checkpoint.pt")
@@ -592,9 +591,9 @@ class Run(ExitStack):
         if self.num_workers > 1:
             torch.distributed.destroy_process_group()
         if self.rank == 0:
-            print(f"\nrun: {self.folder}")
+            print(f"\nrun: {self.folder}", flush=True)
             if Path("tools/evaluate.py").exists():
-                print(f"evaluate it: python -m tools.evaluate {self.folder}")
+                print(f"evaluate: python -m tools.evaluate {self.folder}", flush=True)
         return 128 + self.signals[0] if self.signals else 0
 
 
@@ -609,10 +608,11 @@ if __name__ == "__main__":
     except SystemExit as stop:
         code = stop.code
     except (OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not torch.distributed.is_initialized():
+        is_known = "allocate" in str(error) or torch.distributed.is_initialized()
+        if isinstance(error, RuntimeError) and not is_known:
             raise  # a bug: show where
-        trouble = f"{Path(__file__).name}: disk, memory or a worker failed: {error}"
-        print(f"{trouble}; --resume continues from the checkpoint", file=sys.stderr)
+        text = f"{Path(__file__).name}: disk, memory or a worker failed: {describe(error)}"
+        print(f"{text}; --resume continues from a checkpoint, if any", file=sys.stderr)
         code = 1
     if "RANK" in os.environ:
         os._exit(code)  # gloo's threads may abort a normal exit

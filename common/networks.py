@@ -17,7 +17,7 @@ from common.workers import gather
 class Normalizer(nn.Module):
     """Flattens observations and standardizes them by the moments of all seen so far.
     The moments only change in `update`, not while a batch is collected and learned from.
-    Images (bytes, at least 5 × 5) are centered by their mean and divided by the largest byte.
+    Images (bytes, at least 5 × 5) are centered by their mean and divided by std, the largest byte.
     With enabled=False nothing is centered, and only images are scaled.
     """
 
@@ -67,7 +67,7 @@ def initialize(layer: nn.Linear | nn.Conv2d, gain: float = 2**0.5) -> None:
 class MLP(nn.Module):
     """Two tanh layers and a linear one, on normalized observations."""
 
-    lr_limit = math.inf  # no learning rate is too large
+    lr_limit = math.inf  # none
 
     def __init__(self, normalizer: Normalizer, hidden_size: int, num_outputs: int, gain: float):
         super().__init__()
@@ -117,7 +117,7 @@ class CNN(nn.Module):
 
     @property
     def lr_limit(self) -> float:
-        """The largest learning rate, since Adam's steps add up; 0 until pixels have a mean."""
+        """The largest stable learning rate; 0 until the first update has centered the pixels."""
         return self.lr_if_centered if self.normalizer.count > 0 else 0.0
 
     def to_images(self, x: Tensor) -> Tensor:  # (B, …) to (B, channels, height, width)
@@ -133,21 +133,21 @@ class CNN(nn.Module):
         return self.layers(images.to(memory_format=torch.channels_last))  # the faster format
 
 
-class SureCategorical(Categorical):
+class StableCategorical(Categorical):
     """Its KL stays finite where a probability is too small for a float, and torch's is inf."""
 
 
-class SureBernoulli(Bernoulli):
+class StableBernoulli(Bernoulli):
     """Its KL comes from logits, since torch's is inf or wrong for probabilities near 0 or 1."""
 
 
-@register_kl(SureCategorical, SureCategorical)
-def kl_of_categoricals(old: SureCategorical, new: SureCategorical) -> Tensor:
+@register_kl(StableCategorical, StableCategorical)
+def kl_of_categoricals(old: StableCategorical, new: StableCategorical) -> Tensor:
     return (old.probs * (old.logits - new.logits)).sum(-1)
 
 
-@register_kl(SureBernoulli, SureBernoulli)
-def kl_of_bernoullis(old: SureBernoulli, new: SureBernoulli) -> Tensor:
+@register_kl(StableBernoulli, StableBernoulli)
+def kl_of_bernoullis(old: StableBernoulli, new: StableBernoulli) -> Tensor:
     x, y = old.logits, new.logits
     kl_if_1 = x.sigmoid() * (logsigmoid(x) - logsigmoid(y))
     return kl_if_1 + (-x).sigmoid() * (logsigmoid(-x) - logsigmoid(-y))
@@ -170,7 +170,7 @@ class CategoricalHead(nn.Module):
         return outputs if self.padding is None else outputs + self.padding
 
     def forward(self, outputs: Tensor) -> Distribution:
-        dist = SureCategorical(logits=self.logits(outputs), validate_args=False)
+        dist = StableCategorical(logits=self.logits(outputs), validate_args=False)
         parts = len(self.shape) - 1  # 0 for Discrete
         return Independent(dist, parts, validate_args=False) if parts else dist
 
@@ -191,7 +191,7 @@ class BernoulliHead(nn.Module):
         self.shape = space.shape
 
     def forward(self, outputs: Tensor) -> Distribution:
-        dist = SureBernoulli(logits=outputs, validate_args=False)
+        dist = StableBernoulli(logits=outputs, validate_args=False)
         return Independent(dist, len(self.shape), validate_args=False)
 
     def sample(self, outputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What lets the processes that torchrun has started train as one."""
+"""Lets the processes that torchrun has started train as one."""
 
 import torch
 from torch import Tensor

@@ -14,7 +14,7 @@ TWO = spaces.Discrete(2)
 
 
 class Lost(gym.Env):
-    """After 300 steps the environment of an odd seed is killed, pays a string or fails."""
+    """After 300 steps the environment of an odd seed is killed, pays a string or NaN, or fails."""
 
     observation_space = spaces.Box(-1, 1, (2,))
     action_space = TWO
@@ -38,6 +38,10 @@ class Lost(gym.Env):
             reward = "one"
         if self.is_odd and self.steps > 300 and self.how == "error":
             raise KeyError("no such room")
+        if self.is_odd and self.steps > 300 and self.how == "socket":
+            raise ConnectionRefusedError("no simulator")
+        if self.is_odd and self.steps > 300 and self.how == "nan":
+            reward = np.nan
         return np.zeros(2, np.float32), reward, self.steps % 9 == 0, False, {}
 
 

@@ -77,6 +77,12 @@ def test_impossible_arguments(options, words, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_infinite_trust_region(tmp_path, capsys):
+    """It has no edge up to which the full step could go."""
+    args = trpo.Args(run_dir=str(tmp_path / "run"), max_kl=float("inf"))
+    assert "--max-kl must be from 0 to 1, not inf" in refused(lambda: trpo.main(args), capsys)
+
+
 def test_a_place_where_no_directory_can_be_made(tmp_path, capsys):
     (tmp_path / "file").write_text("not a directory", encoding="utf-8")
     args = ppo.Args(run_dir=str(tmp_path / "file" / "run"))

@@ -122,16 +122,20 @@ def test_a_full_disk_leaves_the_last_checkpoint(run, capsys):
     check_metrics(run)
 
 
-def test_a_disk_that_gets_full_amid_a_checkpoint(run, tmp_path):
-    """Files can only be half as large as a checkpoint is."""
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_disk_that_gets_full_amid_a_checkpoint(share, run, tmp_path):
+    """Files can only be half as large as the checkpoint is, or lack room for its last byte."""
     before = (run / "checkpoint.pt").read_bytes()
-    args = run, len(before) // 2, tmp_path / "stderr"
+    shutil.copytree(run, tmp_path / "copy")
+    resume(tmp_path / "copy", total_steps=300)  # one iteration
+    size = (tmp_path / "copy" / "checkpoint.pt").stat().st_size
+    args = run, int(share * size) - 1, tmp_path / "stderr"
     process = CONTEXT.Process(target=resume_with_little_space, args=args)
     process.start()
     process.join()
     assert process.exitcode == 1
     assert "File too large" in (tmp_path / "stderr").read_text(encoding="utf-8")
-    assert 0 < (run / "checkpoint.tmp").stat().st_size < len(before)
+    assert 0 < (run / "checkpoint.tmp").stat().st_size < size
     assert (run / "checkpoint.pt").read_bytes() == before
     assert resume(run, total_steps=1000) == 0
     check_metrics(run)
@@ -144,6 +148,38 @@ def resume_with_little_space(run_dir, size, stderr):
     )
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     sys.exit(command_line("ppo", "--resume", run_dir, "--total-steps", 1000))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError("Unable to allocate 9.00 TiB for an array"),
+    ],
+    ids=["gpu", "cpu", "numpy"],
+)
+def test_memory_that_runs_out_is_no_bug(error, run, capsys, monkeypatch):
+    def run_out(*_):
+        raise error
+
+    before = (run / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(torch.Tensor, "backward", run_out)
+    assert command_line("ppo", "--resume", run, "--total-steps", 1000) == 1
+    err = capsys.readouterr().err
+    words = f"{type(error).__name__}: {error} (test_crashes.py, line "
+    assert err.startswith(f"ppo.py: disk, memory or a worker failed: {words}")
+    assert err.count("\n") == 1
+    assert (run / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_bug_is_shown_with_its_traceback(run, monkeypatch):
+    def multiply(*_):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(torch.Tensor, "backward", multiply)
+    with pytest.raises(RuntimeError, match="shapes"):
+        command_line("ppo", "--resume", run, "--total-steps", 1000)
 
 
 def test_a_shorter_or_missing_csv_gets_no_hole(run):

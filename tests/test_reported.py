@@ -54,9 +54,10 @@ def metrics(run_dir):
 @pytest.mark.parametrize(
     ("name", "mode", "how", "words"),
     [
-        ("ppo", "async", "killed", "its process has ended"),
+        ("ppo", "async", "killed", "its process ended, perhaps for lack of memory (EOFError"),
         ("trpo", "async", "string", "could not convert string to float"),
         ("is_pg", "sync", "string", "could not convert string to float"),
+        ("ppo", "sync", "socket", "ConnectionRefusedError: no simulator (odd.py, line "),
         ("vanilla_pg", "sync", "error", f"KeyError: 'no such room' (odd.py, line {RAISES})"),
     ],
 )

@@ -387,7 +387,7 @@ def test_profiles_of_scripts_that_have_no_environment_in_common(tmp_path, capsys
 def test_the_last_words_name_a_command_only_where_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     train("ppo", tmp_path / "here", total_steps=128)
-    assert f"evaluate it: python -m tools.evaluate {tmp_path / 'here'}" in capsys.readouterr().out
+    assert f"evaluate: python -m tools.evaluate {tmp_path / 'here'}" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)  # such as with a copy of the script
     train("ppo", tmp_path / "there", total_steps=128)
     assert capsys.readouterr().out.endswith(f"run: {tmp_path / 'there'}\n")

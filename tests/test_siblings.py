@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import importlib
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,23 @@ def test_length_of_common():
     """The aim is 320: what that would take is in docs/details.md."""
     texts = [path.read_text(encoding="utf-8") for path in ROOT.glob("common/*.py")]
     assert sum(len(text.splitlines()) for text in texts) <= 371
+
+
+def test_the_table_of_options_that_differ():
+    """docs/details.md has all of them, with their defaults; the other options are alike."""
+    args = [vars(importlib.import_module(script).Args()) for script in SCRIPTS]
+    names = {name for options in args for name in options}
+    different = {}
+    for name in names:
+        cells = [format(options[name]) if name in options else "" for options in args]
+        if len(set(cells)) > 1:
+            different[name] = [cell.removesuffix(".0") for cell in cells]
+    lines = (ROOT / "docs" / "details.md").read_text(encoding="utf-8").splitlines()
+    at = lines.index("## Where the options differ")
+    end = lines.index("## CleanRL's options here")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[at:end]]
+    table = {row[0][3:-1].replace("-", "_"): row[1:] for row in rows if "`--" in "".join(row[:1])}
+    assert table == different
 
 
 @pytest.mark.parametrize("path", PATHS)

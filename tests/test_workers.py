@@ -144,13 +144,31 @@ def test_each_worker_has_its_gpu(device, monkeypatch, tmp_path):
 def test_workers_end_without_a_word(tmp_path):
     """Gloo's threads outlive the last message, and may abort a process that ends in order."""
     for k in range(4):
-        env = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(worker.free_port()))
         options = ["--total-steps", 300, "--num-steps", 32, "--num-envs", 2, "--run-dir", f"run{k}"]
-        ranks = [dict(RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
-        jobs = [Job([ROOT / "ppo.py", *options], tmp_path, **env, **rank) for rank in ranks]
-        for job in jobs:
-            code, _, err = job.end()
-            assert (code, err) == (0, "")
+        ends = [job.end() for job in start_two([ROOT / "ppo.py", *options], tmp_path)]
+        assert [(code, err) for code, _, err in ends] == [(0, ""), (0, "")]
+        assert ends[0][1].endswith(f"\nrun: run{k}\n")
+        assert ends[1][1] == ""
+
+
+@pytest.mark.slow
+def test_a_worker_names_the_folder_that_the_first_one_made(tmp_path):
+    """Its name was taken; only the second worker sees the NaN."""
+    (tmp_path / "run").mkdir()
+    options = ["--env-id", "odd:Lost", "--env-kwargs", '{"how": "nan"}', "--run-dir", "run"]
+    options += ["--num-envs", 1, "--num-steps", 64, "--seed", 4]
+    _, second = start_two([ROOT / "ppo.py", *options], tmp_path)
+    code, _, err = second.end()
+    assert code == 1
+    assert "in rewards or last observations: " in err
+    assert "the last checkpoint is in run-2" in err
+
+
+def start_two(command, folder):
+    """Two workers that train as one, with buffered output."""
+    env = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(worker.free_port()))
+    ranks = [dict(RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    return [Job(command, folder, **env, **rank, PYTHONUNBUFFERED="") for rank in ranks]
 
 
 @pytest.fixture

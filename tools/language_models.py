@@ -212,9 +212,9 @@ ADVANTAGES = {
     "none: the reward": (token, not_centered),
     "less the mean of the others (RLOO)": (token, leave_one_out),
     "less the mean of all (Dr. GRPO)": (token, centered),
-    "less the mean, by the standard deviation": (token, standardized),
-    "less the mean of the others, by the length": (per_token(token), leave_one_out),
-    "less the mean, by both (GRPO)": (per_token(token), standardized),
+    "less the mean, over the standard deviation": (token, standardized),
+    "less the mean of the others, over the length": (per_token(token), leave_one_out),
+    "less the mean, over both (GRPO)": (per_token(token), standardized),
 }
 METHODS = {  # table: {row: (objective, advantage)}
     "ratio": {row: (f, leave_one_out) for row, f in (RATIOS | CUTS).items()},
