@@ -145,10 +145,10 @@ def update_policy(policy: Policy, batch: Batch, args: Args) -> dict:
         product = flat_grad(kl_gradient @ v, parameters, retain_graph=True)
         return average(product, size) + args.cg_damping * v
 
-    direction, residual = conjugate_gradient(
+    direction, cg_residual = conjugate_gradient(
         fisher_vector_product, gradient, args.cg_iters, args.cg_tolerance
     )
-    metrics = {"step_fraction": 0.0, "cg_residual": residual, "line_search_failed": 0.0}
+    metrics = {"step_fraction": 0.0, "cg_residual": cg_residual, "line_search_failed": 0.0}
     curvature = direction @ fisher_vector_product(direction)
     if not curvature > 0:  # no gradient, NaN, or F not positive definite in floating point
         return metrics
@@ -267,7 +267,7 @@ def measure(policy: Policy, batch: Batch) -> dict[str, float]:
     """How far the update has moved the policy, and how good V was before it."""
     dist = policy(batch.obs)
     log_ratio = dist.log_prob(batch.actions) - batch.old_log_probs
-    ratio = log_ratio.clamp(max=20).double().exp()
+    ratio = log_ratio.clamp(max=20).double().exp()  # finite, even if squared
     error = batch.returns - batch.values
     is_constant = batch.returns.min() == batch.returns.max()  # nothing to explain
     metrics = {
@@ -449,7 +449,7 @@ class Run(ExitStack):
                 self.callback(signal.signal, signum, old_handler or signal.SIG_DFL)
 
     def stop(self, signum: int, frame: Any) -> None:
-        """The first signal ends training after this iteration; a second one kills."""
+        """The first signal ends training after this iteration; the same again kills."""
         if os.getpid() != self.pid:
             return  # in the process of an environment, which ends when the run does
         self.signals.append(signum)

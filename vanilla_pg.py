@@ -209,7 +209,7 @@ def measure(policy: Policy, batch: Batch) -> dict[str, float]:
     """How far the update has moved the policy, and how good V was before it."""
     dist = policy(batch.obs)
     log_ratio = dist.log_prob(batch.actions) - batch.old_log_probs
-    ratio = log_ratio.clamp(max=20).double().exp()
+    ratio = log_ratio.clamp(max=20).double().exp()  # finite, even if squared
     error = batch.returns - batch.values
     is_constant = batch.returns.min() == batch.returns.max()  # nothing to explain
     metrics = {
@@ -393,7 +393,7 @@ class Run(ExitStack):
                 self.callback(signal.signal, signum, old_handler or signal.SIG_DFL)
 
     def stop(self, signum: int, frame: Any) -> None:
-        """The first signal ends training after this iteration; a second one kills."""
+        """The first signal ends training after this iteration; the same again kills."""
         if os.getpid() != self.pid:
             return  # in the process of an environment, which ends when the run does
         self.signals.append(signum)

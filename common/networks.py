@@ -259,8 +259,8 @@ class Policy(nn.Module):
     def __init__(self, normalizer: Normalizer, action_space: spaces.Space, hidden_size: int = 64):
         super().__init__()
         self.head = make_head(action_space)
-        # Outputs near 0: at first, π is about the same in all states (Andrychowicz et al. 2021)
         network = CNN if normalizer.is_image else MLP
+        # Outputs near 0: at first, π is about the same in all states (Andrychowicz et al. 2021)
         self.net = network(normalizer, hidden_size, math.prod(self.head.shape), gain=0.01)
 
     def outputs(self, obs: Tensor) -> Tensor:
