@@ -73,6 +73,43 @@ def test_no_frame_is_said(options, capsys):
     assert "at least one frame" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["learned.mp4", "l.jpg", "learned"])
+def test_a_format_without_motion_is_said_first(name, tmp_path, capsys):
+    path = tmp_path / name
+    with pytest.raises(SystemExit) as stop:
+        animation.main(animation.Args(["x"], str(path)))
+    assert stop.value.code == 2
+    said = f"error: {path} cannot be a moving picture: give a name in .webp or .gif\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.GIF", "a.png"])
+def test_formats_with_motion(name, tmp_path):
+    animation.refuse_output(str(tmp_path / name))
+
+
+def test_a_folder_in_place_of_the_file_is_said_first(tmp_path, capsys):
+    folder = tmp_path / "folder.gif"
+    folder.mkdir()
+    with pytest.raises(SystemExit) as stop:
+        animation.main(animation.Args(["x"], str(folder)))
+    assert stop.value.code == 2
+    assert f"{folder} is a folder: name a file to write" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5])
+def test_a_film_that_is_cut_off_is_said(kept, tmp_path, capsys):
+    path = film(tmp_path, [RED] * 10 + [GREEN] * 10)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(SystemExit) as stop:
+        animation.main(animation.Args([str(tmp_path)], str(tmp_path / "x.webp"), fps=10))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {path} is not a whole film: make it again\n"
+
+
 def test_a_missing_folder_is_said_first(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         animation.main(animation.Args(["x"], str(tmp_path / "nowhere" / "x.webp")))

@@ -2,11 +2,12 @@
 
 import csv
 import ctypes.util
-import dataclasses
 import importlib
+import inspect
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -64,6 +65,8 @@ class Noise(gym.Env):
 
 
 gym.register("Noise-v0", Noise)
+
+BREAKOUT = "ale_py:ALE/Breakout-v5"
 
 
 def train(run_dir, script="ppo", **options):
@@ -458,7 +461,7 @@ class Fails(gym.Env):
         return np.zeros(1, np.float32), 1.0, False, self.count == 5, {}
 
     def render(self):
-        if self.where == "render":
+        if self.where == "render" or (self.where == "later render" and self.count == 2):
             raise ArithmeticError("in render")
         return np.zeros((16, 16, 3), np.uint8)
 
@@ -495,6 +498,52 @@ def test_environments_are_closed_on_every_way_out(where, failing, capsys):
     if where == "render":  # only the film needs it
         said = capsys.readouterr()
         assert "3 episodes" in said.out
+
+
+@pytest.mark.parametrize("script", ["ppo", "trpo"])
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_an_environment_that_fails_in_play_is_said(where, script, failing, capsys):
+    """In a sentence of its own: that of the scripts is about training, and names --resume."""
+    run_dir = failing(where, script=script)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(evaluate.Args(run_dir, episodes=2))
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out) == (1, "")
+    words = rf"ArithmeticError: in {where} \(test_evaluate\.py, line \d+\)"
+    assert re.fullmatch(f"error: cannot play Fails-v0: {words}\n", said.err)
+
+
+def test_an_environment_whose_process_is_lost_is_said(failing, capsys, monkeypatch):
+    run_dir = failing("", vectorization_mode="async")
+    capsys.readouterr()
+    act = evaluate.act
+
+    def kill_one(*args):
+        process = multiprocessing.active_children()[0]
+        process.kill()
+        process.join()
+        return act(*args)
+
+    monkeypatch.setattr(evaluate, "act", kill_one)
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(evaluate.Args(run_dir, episodes=2))
+    assert stop.value.code == 1
+    words = capsys.readouterr().err
+    assert "cannot play Fails-v0: a process ended, perhaps for lack of memory (" in words
+    assert words.count("\n") == 1
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_without_a_traceback(tmp_path):
+    run_dir = train(tmp_path / "run", env_id="test_evaluate:Fails-v0")
+    checkpoint = ppo.load_checkpoint(run_dir)
+    checkpoint["args"]["env_kwargs"] = json.dumps(dict(where="interrupt"))
+    torch.save(checkpoint, f"{run_dir}/checkpoint.pt")
+    status, out, err = Job(["-m", "tools.evaluate", run_dir], ROOT).end()
+    assert (status, out) == (130, "")
+    assert "Traceback" not in err
 
 
 def test_environments_are_closed_where_the_policy_does_not_fit(failing, capsys):
@@ -538,33 +587,226 @@ def test_a_film_that_would_show_something_else_is_refused(capsys):
     assert stage.closings == 1
 
 
+class Stages:
+    """A script that notes which environments it is asked for."""
+
+    def __init__(self, space):
+        self.space, self.asked = space, []
+
+    def make_envs(self, args, num_envs, wrappers, **options):
+        self.asked.append((args, num_envs, wrappers, options))
+        stage = Flags(num_envs=1)
+        stage.single_observation_space = self.space
+        return stage
+
+
 def test_the_stage_of_an_atari_game():
     """Frames as they come, prepared by wrappers to the stacks of Atari's own vectorized form."""
-
-    class Script:
-        def make_envs(self, args, num_envs, wrappers, **options):
-            asked.append((args, num_envs, wrappers, options))
-            stage = Flags(num_envs=1)
-            stage.single_observation_space = space
-            return stage
-
-    asked, space, wrapper = [], spaces.Box(0, 255, (3, 60, 40), np.uint8), gym.Wrapper
-    frames = dict(img_height=60, img_width=40, stack_num=3)
-    kwargs = json.dumps(dict(repeat_action_probability=0.5) | frames)
-    args = ppo.Args(env_id="ale_py:ALE/Pong-v5", env_kwargs=kwargs)
-    evaluate.make_stage(Script(), args, space, wrapper)
-    (single, num_envs, (first, resize, stack), options) = asked[0]
-    assert json.loads(single.env_kwargs) == dict(repeat_action_probability=0.5)
+    space, wrapper = spaces.Box(0, 255, (3, 60, 40), np.uint8), gym.Wrapper
+    script = Stages(space)
+    frames = dict(img_height=60, img_width=40, stack_num=3, num_threads=2, reward_clipping=True)
+    frames |= dict(noop_max=7, use_fire_reset=False, frameskip=5, episodic_life=True)
+    own = dict(repeat_action_probability=0.5, full_action_space=True, continuous=True)
+    own |= dict(max_num_frames_per_episode=99, continuous_action_threshold=0.2)
+    args = ppo.Args(env_id="ale_py:ALE/Pong-v5", env_kwargs=json.dumps(own | frames))
+    evaluate.make_stage(script, args, space, wrapper)
+    (single, num_envs, (first, start, prepare, stack), options) = script.asked[0]
+    assert json.loads(single.env_kwargs) == own
     assert (single.env_id, num_envs, first) == (args.env_id, 1, wrapper)
     assert options == dict(vectorization_mode="sync", render_mode="rgb_array", frameskip=1)
-    assert resize.func is gym.wrappers.AtariPreprocessing
-    assert resize.keywords == dict(screen_size=(40, 60))  # width and height
+    assert start.keywords == dict(noop_max=7, use_fire_reset=False)
+    assert prepare.func is gym.wrappers.AtariPreprocessing
+    assert prepare.keywords == dict(
+        noop_max=0,
+        frame_skip=5,
+        screen_size=(40, 60),  # width and height
+        terminal_on_life_loss=True,
+        grayscale_obs=True,
+    )
     assert stack.func is gym.wrappers.FrameStackObservation
-    assert stack.keywords == dict(stack_size=3)
-    own = dataclasses.replace(args, wrappers=("gymnasium.wrappers:FrameStackObservation",))
-    evaluate.make_stage(Script(), own, space, wrapper)  # which has wrappers that prepare them
-    assert asked[1][:3] == (own, 1, [wrapper])
-    assert "frameskip" not in asked[1][3]
+    assert stack.keywords == dict(stack_size=3, padding_type="zero")
+
+
+def test_defaults_of_an_atari_game_are_those_of_the_vectorized_form():
+    entry_point = importlib.import_module("ale_py.vector_env").AtariVectorEnv
+    there = inspect.signature(entry_point).parameters
+    start, prepare, _ = evaluate.atari_wrappers(ppo.Args(env_id=BREAKOUT), (4, 84, 84))
+    for name in ("noop_max", "use_fire_reset"):
+        assert start.keywords[name] == there[name].default
+    names = dict(frame_skip="frameskip", grayscale_obs="grayscale")
+    names |= dict(terminal_on_life_loss="episodic_life")
+    for name, name_there in names.items():
+        assert prepare.keywords[name] == there[name_there].default
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        dict(wrappers=("gymnasium.wrappers:FrameStackObservation",)),
+        dict(vectorization_mode="sync"),
+        dict(vectorization_mode="async"),
+        dict(env_kwargs='{"vectorization_mode": "sync"}'),
+        dict(env_id="CarRacing-v3"),
+    ],
+    ids=str,
+)
+def test_frames_that_are_not_those_of_the_vectorized_form_are_filmed_as_they_are(own):
+    """Even if they have three dimensions as its stacks have."""
+    space, wrapper = spaces.Box(0, 255, (210, 160, 3), np.uint8), gym.Wrapper
+    script, args = Stages(space), ppo.Args(**(dict(env_id="ale_py:ALE/Pong-v5") | own))
+    evaluate.make_stage(script, args, space, wrapper)
+    options = dict(vectorization_mode="sync", render_mode="rgb_array")
+    assert script.asked == [(args, 1, [wrapper], options)]
+
+
+def not_filmed(env):
+    """In place of the wrapper that films."""
+    return env
+
+
+@pytest.mark.parametrize(
+    ("game", "options"),
+    [
+        (BREAKOUT, {}),
+        (BREAKOUT, dict(use_fire_reset=False)),
+        (BREAKOUT, dict(frameskip=3, img_height=60, img_width=50, stack_num=2)),
+        (BREAKOUT, dict(grayscale=False, full_action_space=True, noop_max=0)),
+        (BREAKOUT, dict(episodic_life=True, continuous=True)),
+        ("ale_py:ALE/MsPacman-v5", {}),  # which has no FIRE
+    ],
+    ids=str,
+)
+def test_a_film_of_atari_shows_what_the_vectorized_form_shows(game, options):
+    """Frame by frame, where neither the start nor the buttons are random."""
+    kwargs = dict(noop_max=1, repeat_action_probability=0) | options
+    args = ppo.Args(env_id=game, env_kwargs=json.dumps(kwargs))
+    envs = ppo.make_envs(args, 1)
+    stage = evaluate.make_stage(ppo, args, envs.single_observation_space, not_filmed)
+    np.testing.assert_array_equal(stage.reset(seed=3)[0], envs.reset(seed=3)[0])
+    envs.action_space.seed(0)
+    over = False
+    for _ in range(60):
+        if over:
+            break
+        actions = envs.action_space.sample()
+        seen, filmed = envs.step(actions), stage.step(actions)
+        for one, other in zip(seen[:4], filmed[:4], strict=True):
+            np.testing.assert_array_equal(one, other)
+        over = seen[2][0]
+    assert over == ("episodic_life" in options)  # a life is lost
+    envs.close()
+    stage.close()
+
+
+def test_a_film_of_raw_frames_of_atari_shows_those_of_the_evaluation():
+    """Their shape could be that of a stack of 210 pictures."""
+    args = ppo.Args(env_id=BREAKOUT, vectorization_mode="sync")
+    envs = ppo.make_envs(args, 1)
+    stage = evaluate.make_stage(ppo, args, envs.single_observation_space, not_filmed)
+    np.testing.assert_array_equal(stage.reset(seed=3)[0], envs.reset(seed=3)[0])
+    for action in (1, 2, 2, 3, 0, 0, 2):
+        seen, filmed = envs.step(np.array([action])), stage.step(np.array([action]))
+        np.testing.assert_array_equal(seen[0], filmed[0])
+    assert seen[0].shape == (1, 210, 160, 3)
+    envs.close()
+    stage.close()
+
+
+@pytest.mark.parametrize(
+    ("game", "noop_max", "frames"),
+    [
+        (BREAKOUT, 4, {1, 2, 3}),  # FIRE, and up to two more
+        ("ale_py:ALE/MsPacman-v5", 3, {0, 1, 2}),
+    ],
+)
+def test_a_film_of_atari_starts_as_late_as_the_vectorized_form(game, noop_max, frames):
+    args = ppo.Args(env_id=game, env_kwargs=json.dumps(dict(noop_max=noop_max)))
+    envs = ppo.make_envs(args, 1)
+    stage = evaluate.make_stage(ppo, args, envs.single_observation_space, not_filmed)
+    ale = stage.unwrapped.envs[0].unwrapped.ale
+    envs.reset(seed=1)
+    stage.reset(seed=1)
+    seen, filmed = set(), set()
+    for _ in range(40):
+        _, info = envs.reset()
+        seen.add(info["episode_frame_number"].item())
+        stage.reset()
+        filmed.add(ale.getEpisodeFrameNumber())
+    assert seen == filmed == frames
+    envs.close()
+    stage.close()
+
+
+class Buttons(gym.Env):
+    """A game that notes what is pressed, and is over after one NOOP."""
+
+    pressed = ()
+
+    @property
+    def ale(self):
+        return self
+
+    def get_action_meanings(self):
+        return ["NOOP", "FIRE", "RIGHT"]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.pressed = []
+        return 0, {}
+
+    def act(self, button):
+        self.pressed.append(button)
+
+    def game_over(self):
+        return self.pressed[-2:] == [1, 0]
+
+    def reset_game(self):
+        self.pressed.append("reset")
+
+
+def test_fire_is_pressed_before_the_wait_and_a_game_that_is_over_starts_again():
+    start = evaluate.AtariStart(Buttons(), 30, True)
+    start.reset(seed=1)
+    pressed = start.unwrapped.pressed
+    waited = np.random.default_rng(1).integers(30)
+    assert waited == 14
+    assert pressed == [1, 0, "reset", *[0] * 12]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(maxpool=False), "maxpool=False"),
+        (dict(life_loss_info=True), "life_loss_info=True"),
+        (dict(maxpool=True, life_loss_info=False, num_threads=1), ""),
+        (dict(maxpool=False, vectorization_mode="sync"), ""),  # no such option of the game
+    ],
+    ids=str,
+)
+def test_options_of_atari_that_no_film_has_are_named(options, words, capsys):
+    args = ppo.Args(env_id=BREAKOUT, env_kwargs=json.dumps(options))
+    if words:
+        with pytest.raises(SystemExit):
+            evaluate.refuse_to_film(args)
+        words = f"error: cannot film {BREAKOUT} with {words}, which only its vectorized form has\n"
+    else:
+        evaluate.refuse_to_film(args)
+    assert capsys.readouterr().err == words
+
+
+@pytest.mark.slow
+def test_options_of_atari_that_no_film_has_are_named_after_the_returns(tmp_path, capsys):
+    output = tmp_path / "evaluated.csv"
+    run_dir = train(tmp_path / "run", env_id=BREAKOUT, env_kwargs='{"maxpool": false}')
+    capsys.readouterr()
+    args = evaluate.Args(run_dir, episodes=2, max_steps=3, video=True, output=str(output))
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(args)
+    said = capsys.readouterr()
+    assert stop.value.code == 2
+    assert "2 episodes, sampled actions" in said.out
+    assert len(output.read_text(encoding="utf-8").splitlines()) == 2
+    assert f"cannot film {BREAKOUT} with maxpool=False" in said.err
 
 
 def test_moviepy_that_is_missing_is_named(failing, capsys, monkeypatch):
@@ -597,8 +839,12 @@ def test_processes_of_environments_end_with_an_error(where, failing):
     assert not multiprocessing.active_children()
 
 
-def test_a_signal_in_the_middle_of_a_step_is_not_waited_for(failing):
-    """Ctrl-C between the answers of two processes; the first would not answer again."""
+@pytest.mark.parametrize("error", [KeyboardInterrupt, EOFError])
+def test_a_signal_in_the_middle_of_a_step_is_not_waited_for(error, failing):
+    """Ctrl-C between the answers of two processes; the first would not answer again.
+
+    So too if the other process is about to end, and has closed its pipe.
+    """
     run_dir = failing("", vectorization_mode="async")
     script, trained, checkpoint = evaluate.load(run_dir)
     envs = script.make_envs(trained, 2)
@@ -607,7 +853,7 @@ def test_a_signal_in_the_middle_of_a_step_is_not_waited_for(failing):
     to_env = policy.head.to_env
 
     def interrupt(*args):
-        raise KeyboardInterrupt
+        raise error
 
     def to_env_at_last(actions):
         pipes[1].recv = interrupt
@@ -616,7 +862,7 @@ def test_a_signal_in_the_middle_of_a_step_is_not_waited_for(failing):
     policy.head.to_env = to_env_at_last
     rescue = threading.Timer(20, lambda: [process.kill() for process in processes])
     rescue.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         evaluate.play(envs, policy, evaluate.Args("", max_steps=20))
     assert rescue.is_alive(), "it waited until the processes were killed"
     rescue.cancel()
@@ -743,6 +989,13 @@ def test_a_film_of_mujoco_without_a_display(pendulum):
     assert "video: " in out
 
 
+def test_a_film_in_which_the_environment_fails_is_said_after_the_returns(failing, capsys):
+    run_dir = failing("later render")
+    words = refused(capsys, run_dir, episodes=2, video=True)
+    assert "error: cannot film Fails-v0: ArithmeticError: in render\n" in words
+    assert "--resume" not in words
+
+
 def test_the_film_is_of_the_first_episode_and_named_by_the_steps_of_training(tmp_path, capsys):
     run_dir = train(tmp_path / "run", env_id="Pendulum-v1", total_steps=20)
     videos = tmp_path / "run" / "video"
@@ -765,6 +1018,17 @@ def test_a_file_of_other_columns_gets_no_line(run, tmp_path, capsys):
     output.write_text("env_id,return\nA,3\n", encoding="utf-8")
     assert "has other columns" in refused(capsys, run, episodes=2, output=str(output))
     assert output.read_text(encoding="utf-8") == "env_id,return\nA,3\n"
+
+
+@pytest.mark.parametrize(
+    "data", ["env_id,script\n".encode("utf-16"), b"\x89PNG\r\n"], ids=["utf-16", "png"]
+)
+def test_a_file_that_is_not_utf_8_gets_no_line(data, run, tmp_path, capsys):
+    output = tmp_path / "other"
+    output.write_bytes(data)
+    words = refused(capsys, run, episodes=2, output=str(output))
+    assert words == f"error: {output} has other columns: give another file, or remove it\n"
+    assert output.read_bytes() == data
 
 
 class Strict(gym.Env):

@@ -1,6 +1,15 @@
 """tools.mutate: its faults fit the scripts as they are, and its table says what happened."""
 
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
 import pytest
+from processes import Job
 
 from tools import mutate
 from tools.mutate import Mutant
@@ -29,6 +38,37 @@ def test_read_mutants():
         Mutant("a.py", "[y]", "[z]", "it is the same"),
     )
     assert mutate.read_mutants(text) == [first, second, Mutant("common/b.py", "f", "g", "")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[a.py]\nx + 1 =>> x - 1\n",
+        "[a.py]\na ==> b ==> c\n",
+        "[a.py]\na ==>\n",
+        "[a.py]\n    it is the same\n",
+        "a ==> b\n",
+    ],
+)
+def test_a_line_that_is_no_fault_is_said(text, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "mutants.txt").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(mutate, "ROOT", tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        mutate.main(mutate.Args())
+    assert stop.value.code == 2
+    said = f"mutants.txt does not fit: {text.splitlines()[-1]!r} is not `old ==> new`"
+    assert said in capsys.readouterr().err
+
+
+def test_a_place_that_is_not_there_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "mutants.txt").write_text("[nothing.py]\na ==> b\n", encoding="utf-8")
+    monkeypatch.setattr(mutate, "ROOT", tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        mutate.main(mutate.Args())
+    assert stop.value.code == 2
+    assert "mutants.txt does not fit: " in capsys.readouterr().err
 
 
 def test_apply(tmp_path):
@@ -85,6 +125,37 @@ def test_bad_input_is_said_before_the_work(options, words, capsys):
         mutate.main(mutate.Args(**options))
     assert stop.value.code == 2
     assert words in capsys.readouterr().err
+
+
+WITHOUT = "import sys; sys.modules.update(coverage=None, pytest=None, pytest_cov=None)"
+ON_WINDOWS = """
+import multiprocessing
+
+def get_context(method):
+    raise ValueError(f"cannot find context for {method!r}")
+
+multiprocessing.get_context = get_context
+multiprocessing.get_all_start_methods = lambda: ["spawn"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [(WITHOUT, "this needs coverage: pip install coverage"), (ON_WINDOWS, "this needs processes")],
+)
+def test_what_the_system_lacks_is_said_in_one_line(system, words):
+    """And does not keep anybody from reading the help."""
+    code = f"{system}\nimport runpy\nrunpy.run_module('tools.mutate', None, '__main__', True)"
+    for option in ("--help", "--workers=2"):
+        command = [sys.executable, "-c", code, option]
+        done = subprocess.run(command, cwd=mutate.ROOT, capture_output=True, encoding="utf-8")
+        if option == "--help":
+            assert done.returncode == 0, done.stderr
+            assert "--workers" in done.stdout
+        else:
+            assert done.returncode == 2
+            assert done.stderr.startswith(f"error: {words}")
+            assert done.stderr.count("\n") == 1
 
 
 def test_faults_that_change_nothing_are_not_counted():
@@ -255,6 +326,7 @@ def small_project(folder):
 def test_a_whole_run_on_a_small_project(tmp_path, monkeypatch):
     monkeypatch.setattr(mutate, "ROOT", small_project(tmp_path / "project"))
     monkeypatch.setattr(mutate, "LEAST", 2.0)
+    mutate.start_forkserver()
     folders = mutate.copies(1, tmp_path)
     known = mutate.covered_by_tests(folders)
     folder = folders.get()
@@ -275,3 +347,98 @@ def test_a_whole_run_on_a_small_project(tmp_path, monkeypatch):
         fault = Mutant("code_of_it.py", old, new, "")
         assert mutate.judge(fault, folder, known, mutate.Memory(""), 60) == killer
         assert (folder / "code_of_it.py").read_text(encoding="utf-8") == CODE
+
+
+# How it ends early
+
+DRIVER = """
+import sys
+from pathlib import Path
+
+sys.argv[0] = "-m"
+from tools import mutate
+
+mutate.ROOT, mutate.PRELOADED = Path(sys.argv[1]), []
+if __name__ == "__main__":
+    mutate.main(mutate.Args(workers=2))
+"""
+WAITS = """
+import os, time
+
+def test_that_waits():
+    open(os.environ["BEGUN"], "w").close()
+    time.sleep(60)
+"""
+FAILS = """
+import os, time
+
+def test_that_fails():
+    while not os.path.exists(os.environ["BEGUN"]):
+        time.sleep(0.1)
+    assert False
+"""
+SLOWER = "time.sleep(0) ==> open(os.environ['BEGUN'], 'w').close(); time.sleep({})"
+
+
+@pytest.fixture
+def temporary():
+    """A folder whose name is short enough for the sockets in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def start(folder, temporary, faults, **tests):
+    """Run it in a process on a small project with these faults, and with more tests."""
+    project = small_project(folder / "project")
+    code = CODE.replace("import time", "import os, time")
+    (project / "code_of_it.py").write_text(code, encoding="utf-8")
+    for name, text in tests.items():
+        (project / "tests" / f"test_{name}.py").write_text(text, encoding="utf-8")
+    (project / "tools").mkdir()
+    lines = "\n".join(["[code_of_it.py]", *faults])
+    (project / "tools" / "mutants.txt").write_text(lines, encoding="utf-8")
+    (folder / "driver.py").write_text(DRIVER, encoding="utf-8")
+    env = dict(PYTHONPATH=str(mutate.ROOT), BEGUN=str(folder / "begun"), TMPDIR=str(temporary))
+    return Job([folder / "driver.py", project], folder, **env)
+
+
+def wait_until_none_is_alive(job):
+    deadline = time.time() + 20
+    while job.alive():
+        assert time.time() < deadline, job.alive()
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing can be forked there")
+@pytest.mark.parametrize("reached", ["all", "one"])
+@pytest.mark.parametrize("when", ["recording", "judging"])
+def test_ctrl_c_ends_it_and_what_it_has_started(when, reached, temporary, tmp_path):
+    """Of eight faults, each would take ten seconds or more; the two tests a minute."""
+    if when == "recording":
+        job = start(tmp_path, temporary, ["x / 2 ==> x"], waits=WAITS, waits_too=WAITS)
+    else:
+        job = start(tmp_path, temporary, [SLOWER.format(seconds) for seconds in range(60, 68)])
+    job.wait_for((tmp_path / "begun").exists)
+    began = time.time()
+    send = os.killpg if reached == "all" else os.kill  # a terminal sends it to all
+    send(job.process.pid, signal.SIGINT)
+    code, _, err = job.end()
+    assert (code, err) == (130, "stopped\n")
+    assert time.time() - began < 20
+    wait_until_none_is_alive(job)
+    assert not any(temporary.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing can be forked there")
+def test_a_failure_ends_it_and_what_it_has_started(temporary, tmp_path):
+    job = start(tmp_path, temporary, ["x / 2 ==> x"], waits=WAITS + "#" * 999, fails=FAILS)
+    job.wait_for((tmp_path / "begun").exists)
+    began = time.time()
+    code, _, err = job.end()
+    assert code == 2
+    assert err.startswith("error: nothing is broken, yet a test of tests/test_fails.py fails: ")
+    assert "test_waits" not in err
+    assert time.time() - began < 20
+    wait_until_none_is_alive(job)

@@ -88,6 +88,16 @@ def test_no_such_page(capsys):
     assert "there is no page nothing.md" in capsys.readouterr().err
 
 
+def test_a_picture_is_no_page(tmp_path, capsys):
+    picture = tmp_path / "learned.webp"
+    picture.write_bytes(content := b"RIFF\xe4\x00WEBP")
+    with pytest.raises(SystemExit) as stop:
+        pages.main(pages.Args([str(picture)]))
+    assert stop.value.code == 2
+    assert "learned.webp is not a text in UTF-8" in capsys.readouterr().err
+    assert picture.read_bytes() == content
+
+
 @pytest.mark.parametrize("page", pages.PAGES)
 def test_the_pages_have_tables_to_write(page):
     assert pages.TABLE.search((ROOT / page).read_text(encoding="utf-8"))

@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
 import sys
+import warnings
+from itertools import combinations
 
 import numpy as np
 import pytest
 from matplotlib import pyplot
+from matplotlib.colors import to_rgb
 from numpy.testing import assert_allclose
 from scipy import stats
 
@@ -140,6 +144,51 @@ def test_an_option_that_older_runs_lack_sets_no_run_apart(first, tmp_path):
     write(tmp_path / "c", ["1,1,3"], seed=3, weight_cap=2)
     labels = {"ppo", "ppo --weight-cap 1", "ppo --weight-cap 2"}
     assert set(read(tmp_path)["A"]) == labels
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+@pytest.mark.parametrize("longer", ["old", "new"])
+def test_an_older_and_a_newer_run_of_a_seed_are_one(names, longer, tmp_path, capsys):
+    """By hand: the longer one ends with 8, and a run of another seed with 5."""
+    folders = {"old": tmp_path / names[0], "new": tmp_path / names[1]}
+    for age, options in [("old", {}), ("new", dict(weight_cap=1))]:
+        rows = ["1,1,3", "2,1,8"] if age == longer else ["1,1,3"]
+        write(folders[age], rows, seed=1, gamma=0.9, **options)
+    write(tmp_path / "c", ["1,1,5"], seed=2, gamma=0.9, weight_cap=1)
+    (series,) = read(tmp_path)["A"].values()
+    assert sorted(rows[COLUMN][-1] for rows in series) == [5, 8]
+    shorter = folders["new" if longer == "old" else "old"]
+    assert capsys.readouterr().out.startswith(f"{shorter} is left out: {folders[longer]} has")
+
+
+def test_a_metrics_csv_stands_for_its_run(tmp_path):
+    write(tmp_path / "a", ["10,1,5"], seed=1)
+    write(tmp_path / "b", ["10,1,7"], seed=2)
+    ((rows,),) = read(tmp_path / "a" / "metrics.csv")["A"].values()
+    assert rows[COLUMN].tolist() == [5]
+
+
+@pytest.mark.parametrize("name", ["config.json", os.devnull])
+def test_another_file_is_refused(name, tmp_path, capsys):
+    write(tmp_path / "a", ["10,1,5"])
+    path = tmp_path / "a" / name
+    with pytest.raises(SystemExit) as stop:
+        plot.main(plot.Args([str(path)], output=""))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert (
+        said == f"error: {path} is neither a folder nor a metrics.csv: give the folder of a run\n"
+    )
+
+
+@pytest.mark.parametrize("content", ["\n", " \n\n"])
+def test_blank_lines_are_no_run_and_give_no_warning(content, tmp_path, capsys):
+    write(tmp_path / "run", [])
+    (tmp_path / "run" / "metrics.csv").write_text(content, encoding="utf-8")
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(SystemExit):
+        read(tmp_path)
+    assert caught == []
+    assert f"{tmp_path / 'run'} is not a whole run" in capsys.readouterr().err
 
 
 def test_runs_of_several_workers_are_apart(tmp_path):
@@ -335,7 +384,7 @@ def test_one_run_alone_has_no_interval():
 
 def test_a_line_and_its_band(axes):
     runs = [ending(value) for value in (0, 10, 20, 90)]
-    plot.draw(axes, runs, COLUMN, "is_pg", "--")
+    plot.draw(axes, runs, COLUMN, "is_pg", linestyle="--")
     (line,) = axes.lines
     x, y = line.get_data()
     assert (x[0], x[-1], len(x)) == (0, 100, 200)
@@ -375,11 +424,45 @@ def test_lines_of_one_script_differ_in_their_dashes(axes):
     assert drawn[0] == ("trpo", "-", "C2")
     assert [name for name, *_ in drawn[1:]] == [f"ppo --x {i}" for i in range(1, 6)]
     assert [dash for _, dash, _ in drawn[1:]] == ["-", "--", ":", "-.", "-"]
-    assert {color for *_, color in drawn[1:]} == {"C3"}
+    assert {color for *_, color in drawn[1:5]} == {"C3"}
+    c3 = np.array([0xD6, 0x27, 0x28]) / 255
+    assert_allclose(drawn[5][2], 0.6 * c3)
     assert axes.get_ylabel() == "return, mean of the last 100 episodes"
     assert axes.get_xlabel() == "environment steps"
     assert axes.get_legend().get_title().get_text() == "interquartile mean, 95 %"
     assert axes.xaxis.get_major_formatter()(200_000) == "200k"
+
+
+VARIANTS = [f"{script} --x {i}" for script in ("is_pg", "ppo", "a_script") for i in range(8)]
+
+
+def looks(axes):
+    """{label: color and dashes}, as they are drawn."""
+    return {
+        line.get_label().rpartition(" ")[0]: (to_rgb(line.get_color()), line.get_linestyle())
+        for line in axes.lines
+    }
+
+
+def assert_distinct(looks, count):
+    """No two have the same dashes and colors that are hard to tell apart."""
+    assert len(looks) == count
+    for (color, dash), (other_color, other_dash) in combinations(looks.values(), 2):
+        assert dash != other_dash or math.dist(color, other_color) > 0.2
+
+
+def test_eight_variants_of_each_script_look_different_in_both_figures(axes, monkeypatch):
+    monkeypatch.setattr(plot, "REPS", 2)
+    plot.draw_panel(axes, {label: [ending(1)] for label in VARIANTS}, COLUMN)
+    assert_distinct(looks(axes), 24)
+    figure = pyplot.figure()
+    plot.draw_profiles(figure, {label: np.array([[[0, 0.5]]]) for label in VARIANTS})
+    for panel in figure.axes:
+        assert looks(panel) == looks(axes)
+        assert [x.get_facecolor()[0, :3] for x in panel.collections] == [
+            pytest.approx(color) for color, _ in looks(panel).values()
+        ]
+    pyplot.close(figure)
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 9])
@@ -610,3 +693,49 @@ def test_a_picture_that_cannot_be_written_is_said(name, tmp_path, capsys):
         plot.save(pyplot.figure(), str(tmp_path / name))
     assert stop.value.code == 2
     assert f"cannot write {tmp_path / name}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["output", "profiles"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x.foo", "cannot write {}: Format 'foo' is not supported"),
+        ("x.pgf", "cannot write {}: "),  # without LaTeX
+        ("", "{} is a folder: name a file to write"),
+        ("new/", "{}/ is a folder: name a file to write"),
+        ("nowhere/x.png", "there is no folder"),
+    ],
+)
+def test_bad_pictures_are_said_before_the_work(option, name, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(plot, "read_runs", None)
+    path = f"{tmp_path / name}/" if name.endswith("/") else str(tmp_path / name)
+    with pytest.raises(SystemExit) as stop:
+        plot.main(plot.Args([str(tmp_path)], **{"output": "", option: path}))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert words.format(tmp_path / name) in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("x", b"\x89PNG"), ("x.PNG", b"\x89PNG"), ("x.pdf", b"%PDF")]
+)
+def test_a_picture_is_in_the_file_that_is_said(name, start, tmp_path, capsys):
+    path = tmp_path / name
+    plot.refuse_picture(str(path))
+    plot.save(pyplot.figure(), str(path))
+    pyplot.close("all")
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes().startswith(start)
+    assert capsys.readouterr().out == f"plot: {path}\n"
+
+
+def test_only_this_tool_takes_names_for_no_formulas(monkeypatch, tmp_path, capsys):
+    """In the figures of others, 10² on a logarithmic axis is a formula."""
+    monkeypatch.setitem(pyplot.rcParams, "text.parse_math", True)
+    assert plot.import_pyplot() is pyplot
+    assert pyplot.rcParams["text.parse_math"]
+    run = write(tmp_path / "a", ["10,1,5"], script="$x$")
+    plot.main(plot.Args([run], output=""))
+    assert not pyplot.rcParams["text.parse_math"]

@@ -81,6 +81,14 @@ def test_runs_are_of_their_commands(suite):
             assert config["args"][key] == expected[key], (command, key)
 
 
+@pytest.mark.parametrize("suite", ["benchmark", "others"])
+def test_each_script_has_a_line_of_its_color_in_the_figures(suite):
+    colors = {"vanilla_pg": "C0", "is_pg": "C1", "trpo": "C2", "ppo": "C3"}
+    for series in RUNS[suite].values():
+        expected = {script: dict(color=colors[script], linestyle="-") for script in series}
+        assert plot.styles(series) == expected
+
+
 @pytest.mark.parametrize("script", ["vanilla_pg", "is_pg", "trpo", "ppo"])
 def test_steps_until_cartpole_is_solved(script):
     runs = RUNS["benchmark"]["CartPole-v1"][script]

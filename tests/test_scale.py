@@ -52,6 +52,14 @@ def test_the_tables_of_the_page_are_those_of_the_measurements():
     assert tables in page
 
 
+def test_a_folder_as_the_file_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scale, "measure", lambda setting, count: pytest.fail("it has begun"))
+    with pytest.raises(SystemExit) as stop:
+        scale.main(scale.Args(output=str(tmp_path)))
+    assert stop.value.code == 2
+    assert f"{tmp_path} is a folder: name a file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options", [dict(repeats=0), dict(workers=(2, 4)), dict(workers=()), dict(workers=(1, 0))]
 )

@@ -1,7 +1,10 @@
 """tools.speed: what it counts, and the tables in README and docs that are made of it."""
 
 import csv
+import math
 import os
+import signal
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from processes import Job
 
 import ppo
 from tools import solve, speed
@@ -81,6 +85,18 @@ def test_cells():
         "300 / 300",
         "2.0 / 2.0",
     ]
+
+
+def test_memory_is_not_known_on_windows(monkeypatch):
+    """Where Python has no module `resource`. The rest of a run is measured all the same."""
+    watch = speed.Watch()
+    for steps in (0, 100, 200, 300):
+        watch.begin(steps)
+    assert 1 < watch.result(0)["memory"] < 10**6
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert math.isnan(watch.result(0)["memory"])
+    cells = speed.cells(rows_of(dict(ours=[1], peer=[1], environment=[1]), memory=math.nan))
+    assert cells["memory, MiB"] == "nan / nan"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +189,55 @@ def test_runs_that_are_done_are_not_made_again(tmp_path):
     assert [row["steps"] for row in rows] == ["9", "7", "7", "7"]
 
 
+ROW = "CartPole-v1,{},1,9,{}"
+
+
+def test_half_a_row_is_not_one_that_was_not_solved(tmp_path):
+    """Of a disk that was full: the second row ends in its steps. The fourth has no newline."""
+    path = tmp_path / "solve.csv"
+    cut = ROW.format("TRPO", "").removesuffix(",")
+    lines = [",".join(solve.COLUMNS), ROW.format("PPO", ""), cut, "CartPole-v1,TRPO,2"]
+    path.write_text("\n".join([*lines, ROW.format("PPO", 2.5)]), encoding="utf-8")
+    assert solve.times(solve.read(path)) == {("CartPole-v1", "PPO"): [math.inf, 2.5]}
+    args = speed.Args(repeats=1, only="TRPO CartPole", output=str(path))
+    solve.solve(args, lambda *job: dict(steps=7, seconds=1.5))
+    made = {("CartPole-v1", "PPO"): [math.inf, 2.5], ("CartPole-v1", "TRPO"): [1.5]}
+    assert solve.times(solve.read(path)) == made
+
+
+def test_a_disk_that_is_full_is_said(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("No space left")
+
+    monkeypatch.setattr(solve, "add_row", full)
+    args = speed.Args(repeats=1, only="TRPO CartPole", output=str(tmp_path / "solve.csv"))
+    with pytest.raises(SystemExit) as stop:
+        solve.solve(args, lambda *job: dict(steps=7, seconds=1.5))
+    assert stop.value.code == 1
+    assert "solve.csv: No space left" in capsys.readouterr().err
+
+
+def test_an_empty_file_is_continued(tmp_path):
+    """As a full disk leaves it, if not even its first row could be written."""
+    path = tmp_path / "solve.csv"
+    path.touch()
+    assert solve.read(path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
+@pytest.mark.parametrize("reached", ["all", "one"])
+def test_ctrl_c_ends_a_run_and_prints_no_traceback(reached, tmp_path):
+    """A terminal sends it to all processes of the group, here while a run is starting."""
+    code = "import sys, time; sys.argv[0] = '-m'; from tools import speed; "
+    job = Job(["-c", code + "speed.in_a_new_process(time.sleep, 60)"], ROOT)
+    job.wait_for(lambda: len(job.alive()) > 2)  # with one for multiprocessing's own resources
+    send = os.killpg if reached == "all" else os.kill
+    send(job.process.pid, signal.SIGINT)
+    assert job.end(30) == (130, "", "stopped\n")
+    assert not job.alive()
+
+
 def test_table_of_times_to_a_solution():
     """Medians, in which a run that was not solved took forever."""
     seconds = {
@@ -234,6 +299,11 @@ def test_a_copy_is_what_runs(tmp_path):
         (dict(repeats=0), "--repeats must be at least 1"),
         (dict(against="tests"), "tests is not a copy of this project"),
         (dict(output="nowhere/speed.csv"), "there is no folder nowhere"),
+        (dict(output="folder"), "folder is a folder: name a file"),
+        (dict(output=""), ". is a folder: name a file"),
+        (dict(growth="folder"), "folder is a folder: name a file"),
+        (dict(table=True), "--table needs --solve"),
+        (dict(solve=True, table=True, output="other.csv"), "there is no other.csv"),
         (dict(growth="nowhere/growth.png"), "there is no folder nowhere"),
         (dict(solve=True), "speed.csv has no times to a solution"),
         (dict(solve=True, table=True), "speed.csv has no times to a solution"),
@@ -242,6 +312,7 @@ def test_a_copy_is_what_runs(tmp_path):
 def test_bad_input_loses_no_file(options, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "speed.csv").write_text("of yesterday", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     with pytest.raises(SystemExit, match="2"):
         speed.main(speed.Args(**options))

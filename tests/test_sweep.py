@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -334,11 +335,11 @@ def test_a_run_has_a_new_folder_and_its_last_line_is_returned(tmp_path):
     script.write_text("\n".join(lines) + "\nprint(*sys.argv[1:])\n", encoding="utf-8")
     run = sweep.Run(f"python {script} --a 'b c' --seed 7", Path("place"))
     write_run(tmp_path / "runs" / "place", "8,1,2,3")
-    code, words = sweep.train(run, tmp_path / "runs", [])
+    code, words = sweep.train(run, tmp_path / "runs", sweep.Children())
     assert (code, words) == (0, f"--a b c --seed 7 --run-dir {tmp_path / 'runs' / 'place'}")
     assert not (tmp_path / "runs" / "place").exists()
     script.write_text("", encoding="utf-8")
-    assert sweep.train(run, tmp_path / "runs", []) == (0, "")
+    assert sweep.train(run, tmp_path / "runs", sweep.Children()) == (0, "")
 
 
 @pytest.mark.parametrize("rows", [1, 999, 1000, 1001, 2000, 2001])
@@ -412,9 +413,9 @@ def test_what_a_run_prints_last_is_read_in_any_encoding(tmp_path, monkeypatch):
     lines = ["import sys", "print('first')", "print('é ± λ', end=' ', flush=True)"]
     lines += ["sys.stdout.buffer.write(bytes([255]))", "sys.exit(3)"]
     script.write_text("\n".join(lines), encoding="utf-8")
-    run, children = sweep.Run(f"python {script}", Path("place")), []
+    run, children = sweep.Run(f"python {script}", Path("place")), sweep.Children()
     assert sweep.train(run, tmp_path / "runs", children) == (3, "é ± λ \N{REPLACEMENT CHARACTER}")
-    assert children == []
+    assert children.running == []
 
 
 def test_long_curves_keep_every_kth_row_and_all_episodes(tmp_path, monkeypatch):
@@ -578,6 +579,48 @@ def test_an_error_ends_the_runs_that_wait(tmp_path, monkeypatch):
     assert len(trained) <= 2
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="Ctrl-C is no signal here")
+def test_ctrl_c_while_a_run_starts(tmp_path, monkeypatch, capsys):
+    """The run would go on to its end, though the sweep says that it has stopped."""
+
+    def versions():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.5)
+        return ""
+
+    script = tmp_path / "say.py"
+    script.write_text(f"open({str(tmp_path / 'it has run')!r}, 'w').close()", encoding="utf-8")
+    monkeypatch.setattr(sweep, "versions", versions)
+    args = one_run(tmp_path)
+    args.scripts = (str(tmp_path / "say"),)
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(args)
+    assert stop.value.code == 130
+    assert "stopped; the same command goes on" in capsys.readouterr().out
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(20)
+    assert not (tmp_path / "it has run").exists()
+
+
+def test_a_process_that_starts_as_the_others_end_is_ended(monkeypatch):
+    popen, children = subprocess.Popen, sweep.Children()
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    def end_and_start(*args, **options):
+        children.end()
+        return popen(*args, **options)
+
+    started = [children.start(sleep), children.start(sleep)]
+    monkeypatch.setattr(subprocess, "Popen", end_and_start)
+    started.append(children.start(sleep))
+    for child in started:
+        child.communicate(timeout=30)
+        assert child.returncode != 0
+    with pytest.raises(CancelledError):
+        children.start(sleep)
+
+
 def test_the_versions_are_those_at_the_start_of_a_run(tmp_path, monkeypatch):
     commit = ["earlier"]
 
@@ -589,6 +632,81 @@ def test_the_versions_are_those_at_the_start_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "train", train)
     sweep.main(one_run(tmp_path))
     assert [row["versions"] for row in ledger(tmp_path)] == ["earlier"]
+
+
+# The list of runs that are done, as others have left it
+
+LINES = [",".join(sweep.COLUMNS), 'python a.py,0,8,1,2.5,3,"x 1, y 2"', "python b.py,0,8,1,2.5,3,x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "done"),
+    [
+        ("", ""),
+        ("\n".join(LINES), "ab"),
+        ("\r\n".join(LINES) + "\r\n", "ab"),
+        ("\n".join(LINES[:2]) + "\npython b.py,0,8", "a"),  # of a disk that was full
+        ("\n".join(LINES[:2]) + "\npython b.py", "a"),
+    ],
+)
+def test_half_a_line_is_not_a_run(text, done, tmp_path):
+    ledger = tmp_path / "runs.csv"
+    ledger.write_text(text, encoding="utf-8", newline="")
+    assert sweep.commands_of(ledger) == {f"python {name}.py" for name in done}
+    sweep.append(ledger, dict.fromkeys(sweep.COLUMNS, "c") | dict(command="python c.py"))
+    assert sweep.commands_of(ledger) == {f"python {name}.py" for name in [*done, "c"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xef\xbb\xbf" + "\n".join(LINES).encode(), "without a byte order mark"),
+        (b"script,seed\nppo,1\n", "must begin with command,exit_code,step,episodes,return_last100"),
+        ("\n".join(LINES).replace(",", ";").encode(), "must begin with command,exit_code,step"),
+        ("\n".join(LINES).encode("utf-16"), "cannot read"),
+        ("\n".join([*LINES, 'python c.py,0,8,1,2,3,"x 1']).encode(), "unexpected end of data"),
+        (f"{LINES[0]}\n{LINES[1]}{LINES[1]}\n".encode(), "cannot read"),  # two joined
+    ],
+)
+def test_a_list_that_cannot_be_read_is_left_alone(content, words, stubbed, tmp_path, capsys):
+    file = tmp_path / "results" / "sweep" / "runs.csv"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        stubbed("ppo")
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert f"{file}" in err
+    assert err.count("\n") == 1
+    assert file.read_bytes() == content
+    assert not (tmp_path / "runs").exists()
+
+
+def test_results_need_a_folder(stubbed, tmp_path, capsys):
+    (tmp_path / "page.md").write_text("", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        stubbed("ppo", results=str(tmp_path / "page.md"))
+    assert stop.value.code == 2
+    assert "page.md" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder in which nobody can write")
+@pytest.mark.parametrize("name", ["kernel", "new"])
+def test_results_need_a_folder_that_can_be_written_in(name, stubbed, capsys):
+    """Which is said before anything is trained: /sys/kernel is there, /sys/new cannot be made."""
+    with pytest.raises(SystemExit) as stop:
+        stubbed("ppo", results="/sys", name=name)
+    assert stop.value.code == 2
+    assert f"cannot write in /sys/{name}: " in capsys.readouterr().err
+
+
+def test_what_is_all_done_can_be_asked_for_where_nothing_can_be_written(
+    stubbed, tmp_path, monkeypatch
+):
+    stubbed("ppo")
+    monkeypatch.setattr(sweep.tempfile, "TemporaryFile", None)
+    assert stubbed("ppo") == []
 
 
 @pytest.mark.parametrize(
@@ -608,6 +726,7 @@ def test_the_versions_are_those_at_the_start_of_a_run(tmp_path, monkeypatch):
         (["benchmark", "--only", "Cartpole"], "no command has 'Cartpole' in it"),
         (["--scripts", "ppo --x '", "--envs", SHORT], 'cannot read "ppo --x \'": No closing'),
         (["--scripts", "ppo", "--envs", ""], "a script or an environment is empty"),
+        (["--scripts", "ppo", "--envs", "A-v1 --env-kwargs"], "--env-kwargs has no value in 'A-v1"),
     ],
 )
 def test_bad_input(options, words, tmp_path):
@@ -615,3 +734,4 @@ def test_bad_input(options, words, tmp_path):
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())

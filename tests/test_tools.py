@@ -55,6 +55,114 @@ def test_arguments_are_parsed_where_stdout_is_not_a_file_of_text(monkeypatch):
     assert tools.parse(Args) == Args(3)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
+@pytest.mark.parametrize("name", NAMES)
+def test_ctrl_c_is_no_traceback(name, tmp_path):
+    """Not even while a tool imports, which can take seconds."""
+    interrupt = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    for module in ("matplotlib", "numpy", "torch", "tyro"):  # each tool imports one of them
+        (tmp_path / f"{module}.py").write_text(interrupt, encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", f"tools.{name}"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
+
+
+def test_other_errors_are_printed_as_ever(capsys):
+    try:
+        raise ValueError("a fault")
+    except ValueError as error:
+        tools.say_stopped(ValueError, error, error.__traceback__)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "ValueError: a fault"
+
+
+# Rows of CSV files
+
+COLUMNS = ["name", "words"]
+START = b"name,words\r\na,1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, b"name,words\r\nb,c\r\n"),
+        (b"", b"name,words\r\nb,c\r\n"),
+        (START, START + b"b,c\r\n"),
+        (START.strip(), START + b"b,c\r\n"),  # an editor has removed the last newline
+        (b"name,words", b"name,words\r\nb,c\r\n"),
+        (b"name,words\na,1\n", b"name,words\na,1\nb,c\r\n"),
+        (b'"name","words"\n', b'"name","words"\nb,c\r\n'),
+    ],
+)
+def test_a_row_has_a_line_of_its_own(before, after, tmp_path):
+    path = tmp_path / "rows.csv"
+    if before is not None:
+        path.write_bytes(before)
+    tools.add_row(path, dict(words="c", name="b"), COLUMNS)
+    assert path.read_bytes() == after
+
+
+@pytest.mark.parametrize("before", [b"name\na\n", b"\xef\xbb\xbfname,words\n", b"words,name\n"])
+def test_a_row_is_not_added_to_other_columns(before, tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(before)
+    with pytest.raises(SystemExit) as stop:
+        tools.add_row(path, dict(name="b", words="c"), COLUMNS)
+    assert stop.value.code == 2
+    assert "rows.csv has other columns" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("room", [0, 1, 5, 18])
+@pytest.mark.parametrize("before", [START, START.strip(), b""])
+def test_a_row_for_which_there_is_no_room_is_not_there_at_all(room, before, tmp_path):
+    """Some of its bytes fit on the disk. Once there is room, the row is added as usual."""
+    resource = pytest.importorskip("resource")
+    path, row = tmp_path / "rows.csv", dict(name="b", words="c" * 30)
+    path.write_bytes(before)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            tools.add_row(path, row, COLUMNS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    tools.add_row(path, row, COLUMNS)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines == ["name,words", *["a,1"] * bool(before), f"b,{'c' * 30}"]
+
+
+def test_ctrl_c_leaves_no_half_of_a_row(tmp_path, monkeypatch):
+    class Interrupted(io.FileIO):
+        def write(self, data):
+            super().write(data[:3])
+            raise KeyboardInterrupt
+
+    path = tmp_path / "rows.csv"
+    path.write_bytes(START)
+    monkeypatch.setattr(tools, "open", Interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        tools.add_row(path, dict(name="b", words="c"), COLUMNS)
+    assert path.read_bytes() == START
+
+
+def test_where_a_file_is_to_be_written(tmp_path, capsys):
+    tools.refuse_missing_folder(tmp_path / "x.csv")
+    (tmp_path / "x.csv").touch()
+    tools.refuse_missing_folder(tmp_path / "x.csv")
+    for path, words in [
+        (tmp_path, f"{tmp_path} is a folder: name a file"),
+        (tmp_path / "a" / "x.csv", f"there is no folder {tmp_path / 'a'} to write"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            tools.refuse_missing_folder(path)
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err
+
+
 def calls_without_encoding(source):
     """Lines of those calls that read or write text and do not say in which encoding."""
     lines = []

@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -296,6 +297,60 @@ def test_commands_without_runs_have_empty_cells(tmp_path, capsys):
     assert all(pair == ["", ""] for pair in cells.values())
 
 
+def write_update(path, returns):
+    """Measurements of two batches, from the return after one epoch in each environment."""
+    rows = [
+        (env, seed, "ppo", epoch, *[seed] * 6, epoch * after)
+        for env, after in returns.items()
+        for seed in (1, 2)
+        for epoch in (0, 1)
+    ]
+    head = "env,seed,script,epochs,ratio_mean,ratio_max,ess,path_ess,kl,surrogate,return"
+    lines = [head, *(",".join(map(str, row)) for row in rows)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_only_measure_trains(tmp_path, monkeypatch, capsys):
+    """The file of the output folder is drawn, or else the committed one; or it is one sentence."""
+    monkeypatch.setattr(why, "measure_update", None)
+    monkeypatch.chdir(tmp_path)
+    args = why.Args(("update",), output="mine")
+    with pytest.raises(SystemExit) as stop:
+        why.main(args)
+    assert stop.value.code == 2
+    said = f"error: there is no {Path('mine', 'update.csv')}: --measure makes it\n"
+    assert capsys.readouterr().err == said
+    for folder, gain in [("docs/why", 7), ("mine", 30)]:
+        write_update(Path(folder, "update.csv"), {"A": gain, "B": -gain})
+        why.main(args)
+        table = capsys.readouterr().out.splitlines()[-2:]
+        # The median of 1 and 2 of each measure
+        assert table[0] == f"| A | ppo | {'1.5 | ' * 5}{gain} |"
+        assert table[1] == f"| B | ppo | {'1.5 | ' * 5}-{gain} |"
+    assert sorted(path.name for path in Path("mine").iterdir()) == ["update.csv", "update.png"]
+
+
+def test_the_last_evaluation_of_a_seed_counts(tmp_path):
+    """By hand: of seed 1 it is 4 and of seed 2 it is 8. Sampled actions are another column."""
+    lines = ["env_id,script,seed,step,episodes,actions,return_mean,return_std,length_mean"]
+    for env, script, seed, actions, mean in [
+        ("A", "ppo", 1, "mode", 100),
+        ("A", "ppo", 2, "mode", 8),
+        ("A", "ppo", 1, "mode", 4),
+        ("A", "ppo", 2, "sampled", 50),
+        ("A", "ppo", 3, "sampled", 60),
+        ("A", "trpo", 2, "mode", 70),
+        ("B", "ppo", 2, "mode", 80),
+    ]:
+        lines.append(f"{env},{script},{seed},1000,20,{actions},{mean},1,10")
+    path = tmp_path / "evaluated.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert why.evaluated(str(path), "ppo", "A") == "6.0 ± 2.0 (2)"
+    assert why.evaluated(str(path), "trpo", "A") == "70 (1)"
+    assert why.evaluated(str(path), "trpo", "B") == ""
+
+
 def test_mean_and_deviation():
     assert why.mean_and_deviation([]) == ""
     assert why.mean_and_deviation([-717.4]) == "−717 (1)"  # one run has no deviation
@@ -334,6 +389,40 @@ def test_runs_that_are_not_there(figure, words, tmp_path, capsys):
     pyplot.close("all")
     assert stop.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["file", "file/folder"])
+def test_a_file_in_place_of_the_folder_is_said(name, tmp_path, capsys):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        why.main(why.Args(("clip",), output=str(tmp_path / name)))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot make the folder {tmp_path / name}: ")
+    assert said.count("\n") == 1
+
+
+def test_rliable_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rliable", None)
+    monkeypatch.setitem(sys.modules, "rliable.library", None)
+    with pytest.raises(SystemExit) as stop:
+        why.main(why.Args(("reuse",), output=str(tmp_path), results=ARGS.results))
+    assert stop.value.code == 2
+    assert "plots need matplotlib and rliable (ModuleNotFoundError)" in capsys.readouterr().err
+
+
+def test_powers_of_ten_are_formulas(tmp_path, monkeypatch):
+    """On a logarithmic axis; in the figures of tools.plot, names are not."""
+    monkeypatch.setitem(pyplot.rcParams, "text.parse_math", True)
+    figures = []
+    with monkeypatch.context() as patch:
+        patch.setattr(pyplot, "close", figures.append)
+        why.main(why.Args(("weights",), output=str(tmp_path)))
+    labels = figures[0].axes[0].get_xticklabels()
+    pyplot.close("all")
+    powers = [label for label in labels if "10^" in label.get_text()]
+    assert len(powers) >= 3
+    assert all(label.get_parse_math() for label in powers)
 
 
 def test_an_interrupted_measurement_changes_nothing(tmp_path, monkeypatch):

@@ -1,10 +1,44 @@
 """What one does with runs."""
 
+import csv
+import io
 import os
+import signal
 import sys
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import tyro
+
+
+def say_stopped(kind, error, trace):
+    """Print an error that nothing has caught; for Ctrl-C, a word, and exit with code 130."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130)
+    sys.__excepthook__(kind, error, trace)
+
+
+if sys.argv[:1] == ["-m"]:  # python -m looks for a tool, and what it imports takes seconds
+    sys.excepthook = say_stopped
+
+
+@contextmanager
+def ctrl_c_blocked():
+    """Processes that start meanwhile never see Ctrl-C, which a terminal sends to them as well.
+
+    This process sees it as soon as they have started.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # which unblocks it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def parse(args_class):
@@ -24,10 +58,36 @@ def printing_utf_8():
 
 
 def refuse_missing_folder(path):
-    """Exit if there is no folder for a file that is written at the end."""
+    """Exit if a file that is written at the end would have no folder, or is one."""
+    if Path(path).is_dir():
+        fail(f"{Path(path)} is a folder: name a file to write")
     folder = Path(path).parent
     if not folder.is_dir():
         fail(f"there is no folder {folder} to write {path} in")
+
+
+def add_row(path, row, columns):
+    """Add a line to a CSV file, or nothing at all. An empty or new file gets a header first.
+
+    Raises OSError if it cannot be written, as on a full disk.
+    """
+    before = Path(path).read_bytes() if Path(path).exists() else b""
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, columns)
+    if not before:
+        writer.writeheader()
+    elif before.decode(errors="replace").splitlines()[0].split(",") != list(columns):
+        fail(f"{path} has other columns: give another file, or remove it")
+    elif not before.endswith(b"\n"):  # an editor may have removed it
+        lines.write("\r\n")
+    writer.writerow(row)
+    try:
+        with open(path, "ab") as file:
+            file.write(lines.getvalue().encode())
+    except BaseException:  # Ctrl-C too: a part of a row would count as a row
+        if Path(path).exists():
+            os.truncate(path, len(before))
+        raise
 
 
 def fail(message, code=2):

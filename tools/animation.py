@@ -40,9 +40,12 @@ def newest_film(run_dir):
 
 def read_frames(path, args):
     """The pictures of a film, of the height and at the rate that are asked for."""
-    with VideoFileClip(path) as film:
-        clip = film.subclipped(0, min(args.seconds, film.duration))
-        frames = [Image.fromarray(frame) for frame in clip.iter_frames(fps=args.fps)]
+    try:
+        with VideoFileClip(path) as film:
+            clip = film.subclipped(0, min(args.seconds, film.duration))
+            frames = [Image.fromarray(frame) for frame in clip.iter_frames(fps=args.fps)]
+    except Exception:  # moviepy raises errors of any type
+        fail(f"{path} is not a whole film: make it again")
     width = round(frames[0].width * args.height / frames[0].height)
     return [frame.resize((width, args.height), Image.Resampling.LANCZOS) for frame in frames]
 
@@ -58,12 +61,20 @@ def beside(pictures, gap=6):
     return whole
 
 
+def refuse_output(path):
+    """Exit if no moving picture of this name can be written."""
+    refuse_missing_folder(path)
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if kind not in Image.SAVE_ALL:  # formats that take several pictures
+        fail(f"{path} cannot be a moving picture: give a name in .webp or .gif")
+
+
 def main(args):
     length = args.seconds * args.fps
     count = round(length) if math.isfinite(length) else 0
     if not args.run_dirs or args.height < 1 or count < 1:
         fail("give at least one run, and --height, --seconds and --fps for at least one frame")
-    refuse_missing_folder(args.output)
+    refuse_output(args.output)
     films = [read_frames(newest_film(run_dir), args) for run_dir in args.run_dirs]
     films = [islice(cycle(frames), count) for frames in films]
     first, *others = [beside(pictures) for pictures in zip(*films)]

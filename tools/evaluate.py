@@ -3,7 +3,6 @@
 Run: python -m tools.evaluate runs/CartPole-v1/ppo/seed1 --episodes 20 --video
 """
 
-import csv
 import importlib
 import json
 import os
@@ -20,9 +19,15 @@ import numpy as np
 import torch
 import tyro
 
-from tools import fail, parse
+from tools import add_row, fail, parse
 
 OPENGL = {"egl": "EGL", "osmesa": "OSMesa"}  # MuJoCo without a display: the library it needs
+NOOP, FIRE = 0, 1  # buttons of Atari
+# Options of Atari's vectorized environment: those that a single game has too, and those of which
+# the wrappers that replace it in a film know nothing
+OF_A_GAME = ["repeat_action_probability", "full_action_space", "max_num_frames_per_episode"]
+OF_A_GAME += ["continuous", "continuous_action_threshold"]
+NOT_IN_A_FILM = {"maxpool": False, "life_loss_info": True}
 
 
 @dataclass
@@ -30,7 +35,7 @@ class Args:
     run_dir: Annotated[str, tyro.conf.Positional]  # a run of any of the scripts
     episodes: int = 10  # number of episodes, each in an environment of its own
     mode: bool = False  # take the most likely action, not a sampled one
-    seed: int = 0  # seed of the first episode; the next ones follow
+    seed: int = 0  # seed of the first episode; the next ones follow (for CartPole, one for all)
     max_steps: int = 10_000  # longer episodes are cut off here
     video: bool = False  # film one more episode, to RUN_DIR/video (pip install moviepy)
     output: str = ""  # CSV file to which a line with the results is added
@@ -64,20 +69,27 @@ def play(envs, policy, args):
     lengths = np.zeros(envs.num_envs, int)
     finished = np.zeros(envs.num_envs, bool)
     states = random_states(args.seed, envs.num_envs)
+    played = unguarded(envs)
     try:
-        obs, _ = envs.reset(seed=args.seed)
+        obs, _ = played.reset(seed=args.seed)
         while not finished.all() and lengths.max() < args.max_steps:
             actions = act(policy, torch.from_numpy(np.asarray(obs)), args.mode, states)
-            obs, reward, terminated, truncated, _ = envs.step(policy.head.to_env(actions))
+            obs, reward, terminated, truncated, _ = played.step(policy.head.to_env(actions))
             returns += np.where(finished, 0, reward)  # of a next episode, or NaN
             lengths += ~finished
             finished |= np.logical_or(terminated, truncated)  # flags of any type
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C too
         end_processes(envs)
         raise
     finally:
         envs.close()
     return returns, lengths, finished
+
+
+def unguarded(envs):
+    """The environments without the script's Guard, whose sentence on errors is for training."""
+    is_guarded = isinstance(envs, gym.wrappers.vector.RecordEpisodeStatistics)
+    return envs.env.env if is_guarded else envs
 
 
 def end_processes(envs):
@@ -123,14 +135,22 @@ def load_policy(script, trained, checkpoint, envs):
     return policy
 
 
+def mode_of(trained):
+    """The vectorization mode that was asked for, None if none was."""
+    return json.loads(trained.env_kwargs).get("vectorization_mode", trained.vectorization_mode)
+
+
+def is_vectorized_atari(trained):
+    """Whether make_envs has made Atari's own vectorized environment."""
+    return "ALE/" in trained.env_id and not trained.wrappers and not mode_of(trained)
+
+
 def make_stage(script, trained, space, record_video):
     """One environment whose episodes are filmed; its observations are those of the space."""
     options = dict(vectorization_mode="sync", render_mode="rgb_array")
-    if "ALE/" in trained.env_id and not trained.wrappers:
-        # Atari's own vectorized environment cannot be filmed: wrappers prepare the frames
-        single = without_frame_options(trained)
-        wrappers = [record_video, *frame_wrappers(space.shape)]
-        stage = script.make_envs(single, 1, wrappers, frameskip=1, **options)
+    if is_vectorized_atari(trained):  # it cannot be filmed: wrappers do what it does
+        wrappers = [record_video, *atari_wrappers(trained, space.shape)]
+        stage = script.make_envs(one_game(trained), 1, wrappers, frameskip=1, **options)
     else:
         stage = script.make_envs(trained, 1, [record_video], **options)
     if stage.single_observation_space.shape != space.shape:
@@ -139,19 +159,57 @@ def make_stage(script, trained, space, record_video):
     return stage
 
 
-def without_frame_options(trained):
+def one_game(trained):
     """The arguments, less the options that only Atari's vectorized environment knows."""
     kwargs = json.loads(trained.env_kwargs)
-    for name in ("img_height", "img_width", "stack_num"):
-        kwargs.pop(name, None)
-    return replace(trained, env_kwargs=json.dumps(kwargs))
+    known = {name: kwargs[name] for name in OF_A_GAME if name in kwargs}
+    return replace(trained, env_kwargs=json.dumps(known))
 
 
-def frame_wrappers(shape):
-    """Wrappers that turn the frames of an Atari game into stacks of this shape."""
-    stack, height, width = shape
-    resize = partial(gym.wrappers.AtariPreprocessing, screen_size=(width, height))
-    return [resize, partial(gym.wrappers.FrameStackObservation, stack_size=stack)]
+def atari_wrappers(trained, shape):
+    """Wrappers that make a single game start and look as in Atari's vectorized environment."""
+    given = json.loads(trained.env_kwargs)
+    stack_size, height, width = shape[:3]
+    start = partial(
+        AtariStart,
+        noop_max=given.get("noop_max", 30),
+        use_fire_reset=given.get("use_fire_reset", True),
+    )
+    prepare = partial(
+        gym.wrappers.AtariPreprocessing,
+        noop_max=0,  # AtariStart has waited
+        frame_skip=given.get("frameskip", 4),
+        screen_size=(width, height),
+        terminal_on_life_loss=given.get("episodic_life", False),
+        grayscale_obs=given.get("grayscale", True),
+    )
+    stack = partial(gym.wrappers.FrameStackObservation, stack_size=stack_size, padding_type="zero")
+    return [start, prepare, stack]
+
+
+class AtariStart(gym.Wrapper):
+    """Starts a game as Atari's vectorized environment does.
+
+    It presses FIRE, if the game has it, and then waits: fewer than `noop_max` frames in all.
+    """
+
+    def __init__(self, env, noop_max, use_fire_reset):
+        super().__init__(env)
+        self.noop_max = noop_max
+        self.fires = use_fire_reset and "FIRE" in env.unwrapped.get_action_meanings()
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = self.env.reset(seed=seed, options=options)
+        ale = self.unwrapped.ale
+        frames = self.unwrapped.np_random.integers(max(self.noop_max, 1))
+        if self.fires:
+            ale.act(FIRE)
+            frames -= 1
+        for _ in range(frames):
+            ale.act(NOOP)
+            if ale.game_over():
+                ale.reset_game()
+        return obs, info  # of before the start: AtariPreprocessing reads the screen anew
 
 
 def set_up(script, trained, checkpoint, args, opened):
@@ -179,17 +237,9 @@ def set_up(script, trained, checkpoint, args, opened):
 
 
 def append_row(path, row):
-    """Add a line to a CSV file, and the header before it if the file is new."""
+    """Add a line to a CSV file, or say why that is not possible."""
     try:
-        with open(path, "a+", encoding="utf-8", newline="") as file:
-            file.seek(0)
-            header = file.readline().strip()
-            if header not in ("", ",".join(row)):
-                fail(f"{path} has other columns: give another file, or remove it")
-            writer = csv.DictWriter(file, row)
-            if not header:
-                writer.writeheader()
-            writer.writerow(row)
+        add_row(path, row, row)
     except OSError as error:
         fail(f"cannot write {path}: {error}")
 
@@ -209,16 +259,34 @@ def choose_opengl():
     return "without a display MuJoCo draws with the library EGL or OSMesa, and neither is there"
 
 
-def film(stage, policy, args, env_id):
+def refuse_to_film(trained):
+    """Exit if a film would leave out an option of Atari's vectorized environment."""
+    given = json.loads(trained.env_kwargs) if is_vectorized_atari(trained) else {}
+    for name, value in NOT_IN_A_FILM.items():
+        if given.get(name) == value:
+            option = f"{name}={value}"
+            fail(f"cannot film {trained.env_id} with {option}, which only its vectorized form has")
+
+
+def film(stage, policy, args, trained):
     """Play one episode in the filmed environment, and say where its video is."""
+    refuse_to_film(trained)
     missing = choose_opengl() if "mujoco" in sys.modules else ""
     try:
         (episode_return,), _, _ = play(stage, policy, args)
     except Exception as error:  # renderers raise errors of any type
-        fail(f"cannot film {env_id}: {missing or in_one_line(error)}")
+        fail(f"cannot film {trained.env_id}: {missing or in_one_line(error)}")
     videos = Path(args.run_dir, "video").glob("*.mp4")
     newest = max(videos, key=lambda path: path.stat().st_mtime)
     print(f"video: {newest}, of an episode of return {episode_return:.5g}")
+
+
+def reason(script, error):
+    """Why an episode broke off."""
+    described = script.describe(error)
+    if isinstance(error, (EOFError, ConnectionError)):
+        return f"a process ended, perhaps for lack of memory ({described})"
+    return described
 
 
 def report(returns, lengths, finished, args):
@@ -241,7 +309,10 @@ def main(args):
     script, trained, checkpoint = load(args.run_dir)
     with ExitStack() as opened:
         envs, policy, stage = set_up(script, trained, checkpoint, args, opened)
-        returns, lengths, finished = play(envs, policy, args)
+        try:
+            returns, lengths, finished = play(envs, policy, args)
+        except Exception as error:  # environments can raise anything
+            fail(f"cannot play {trained.env_id}: {reason(script, error)}", 1)
         report(returns, lengths, finished, args)
         if args.output:
             row = dict(
@@ -257,7 +328,7 @@ def main(args):
             )
             append_row(args.output, row)
         if stage:
-            film(stage, policy, args, trained.env_id)
+            film(stage, policy, args, trained)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.distributions import Categorical, kl_divergence
 
 import is_pg
 from common.returns import gae
-from tools import fail, parse, refuse_missing_folder
+from tools import fail, parse, plot
 
 HORIZON, STATES, ACTIONS, END = 4, 3, 3, 3  # the states are 0, 1, 2 and the end
 # none: ∇log π A, as in vanilla_pg.py
@@ -235,7 +235,6 @@ def in_words(quartiles):
 def main(args):
     if args.problems < 1 or not args.distances:
         fail("--problems must be at least 1, and --distances must have one distance")
-    refuse_missing_folder(args.output)
     try:
         import matplotlib
 
@@ -243,6 +242,7 @@ def main(args):
         from matplotlib import pyplot
     except ImportError:
         fail("plots need matplotlib: pip install matplotlib")
+    plot.refuse_picture(args.output)
     quartiles = np.quantile(measure(args), [0.25, 0.5, 0.75], axis=0)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for i, weighting in enumerate(WEIGHTINGS):
@@ -269,8 +269,7 @@ def main(args):
         axes.grid(alpha=0.3)
     left.legend(title="importance weights", frameon=False)
     figure.suptitle(f"∇J from episodes of an old policy φ: medians of {args.problems} problems")
-    figure.savefig(args.output, dpi=150)
-    print(f"plot: {args.output}")
+    plot.save(figure, args.output)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev
 
-from tools import fail, parse, refuse_missing_folder
+from tools import fail, parse, plot
 
 TOKENS, END, LONGEST = 3, 2, 4
 PREFIXES = [p for n in range(LONGEST) for p in itertools.product(range(END), repeat=n)]  # 15
@@ -476,7 +476,6 @@ def draw(figure, problems, args):
 def main(args):
     if args.problems < 1 or args.group < 2 or not args.distances:
         fail("--problems must be at least 1, --group at least 2, and --distances not empty")
-    refuse_missing_folder(args.output)
     try:
         import matplotlib
 
@@ -484,13 +483,13 @@ def main(args):
         from matplotlib import pyplot
     except ImportError:
         fail("plots need matplotlib: pip install matplotlib")
+    plot.refuse_picture(args.output)
     problems = [Problem(seed) for seed in range(args.problems)]
     print_tables(problems, args)
     figure = pyplot.figure(figsize=(11, 8), layout="constrained")
     draw(figure, problems, args)
     figure.suptitle(f"∇J from {args.group} sequences of each prompt, in lengths of ∇J(φ)")
-    figure.savefig(args.output, dpi=130)
-    print(f"plot: {args.output}")
+    plot.save(figure, args.output, dpi=130)
 
 
 if __name__ == "__main__":

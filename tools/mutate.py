@@ -12,6 +12,7 @@ text of the files, which would notice any change.
 import ast
 import contextlib
 import hashlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -20,26 +21,28 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from queue import Queue
 from typing import NamedTuple
 
-import coverage
-import pytest
+from tools import ctrl_c_blocked, fail, parse, refuse_missing_folder
 
-from tools import fail, parse, refuse_missing_folder
+try:
+    import coverage
+    import pytest
+except ImportError:  # main says so
+    coverage = pytest = None
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "mutations.md"
 PRELOADED = ["torch._dynamo", "gymnasium.wrappers.vector", "hypothesis.extra.numpy"]
 PRELOADED += ["scipy.integrate", "matplotlib.pyplot", "pandas", "tyro", "coverage"]
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(PRELOADED)
 SCRIPTS = ["vanilla_pg.py", "is_pg.py", "trpo.py", "ppo.py"]
 ALGORITHM, SHARED, RUN = "# --- algorithm", "# --- shared", "# --- the run"
 IN_ALL_SCRIPTS = {  # place: the headings before it and after it
@@ -52,6 +55,7 @@ OPTIONS = ["-x", "-q", "-n", "0", "--tb=no", "-p", "no:cacheprovider"]
 OPTIONS += ["-m", "not slow and not text"]
 RECORD = ["--cov", "--cov-context=test", "--cov-report="]  # which tests run which lines
 LEAST = 10.0  # seconds that any test may take; beyond that, ten times what it took unbroken
+IS_OVER = threading.Event()  # no more tests are to start
 
 
 @dataclass
@@ -80,16 +84,19 @@ class Covered(NamedTuple):
 
 
 def read_mutants(text):
-    """Mutants of a file such as mutants.txt."""
+    """Mutants of a file such as mutants.txt. Raises ValueError if a line is not one."""
     mutants = []
     place = None
     for line in text.splitlines():
         if heading := re.fullmatch(r"\[([\w/.]+)\]", line):
             place = heading[1]
-        elif line.startswith("    "):
+        elif line.startswith("    ") and mutants:
             mutants[-1] = mutants[-1]._replace(reason=line.strip())
         elif line:
-            mutants.append(Mutant(place, *line.split(" ==> "), ""))
+            texts = line.split(" ==> ")
+            if len(texts) != 2 or not place:
+                raise ValueError(f"{line!r} is not `old ==> new` below a [place]")
+            mutants.append(Mutant(place, *texts, ""))
     return mutants
 
 
@@ -203,9 +210,11 @@ def watch_all(folders):
             folders.put(folder)
 
     files = sorted(ROOT.glob("tests/test_*.py"), key=lambda path: -path.stat().st_size)
-    with ThreadPoolExecutor(folders.qsize()) as pool:
-        parts = list(pool.map(watch, [str(path.relative_to(ROOT)) for path in files]))
-    return [row for rows in parts for row in rows]
+    with threads(folders.qsize()) as pool:
+        futures = [pool.submit(watch, str(path.relative_to(ROOT))) for path in files]
+        for future in as_completed(futures):
+            future.result()  # which raises what has gone wrong
+    return [row for future in futures for row in future.result()]
 
 
 def watch_one(folder, file):
@@ -246,6 +255,34 @@ def read_coverage(seconds):
 # Running tests
 
 
+def start_forkserver():
+    """Start the process from which those of the tests are forked, and wait until it can."""
+    from multiprocessing import forkserver  # not on Windows
+
+    forkserver.set_forkserver_preload(PRELOADED)
+    with ctrl_c_blocked():
+        forkserver.ensure_running()
+    first = multiprocessing.get_context("forkserver").Process()
+    first.start()  # here Ctrl-C interrupts the wait, and in a thread it could not
+    first.join()
+
+
+@contextlib.contextmanager
+def threads(count):
+    """Threads that run tests. If anything goes wrong, or on Ctrl-C, the tests end at once."""
+    IS_OVER.clear()
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException:
+        IS_OVER.set()
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=IS_OVER.is_set())
+
+
 class Done(NamedTuple):
     code: int  # pytest's exit code; if negative, the signal that ended it
     test: str  # the last test that began
@@ -258,6 +295,7 @@ def in_a_copy(folder, arguments, watch, record):
     multiprocessing.set_start_method(None, force=True)  # as usual, not as for this process
     os.environ.pop("PYTEST_CURRENT_TEST", None)  # coverage.py takes it for the test that runs
     os.setsid()  # so that what the tests have started can be killed with them
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ctrl-C, for the tests of it
     for name in list(sys.modules):
         if name.split(".")[0] in ("tools", "common"):
             del sys.modules[name]  # pytest puts the copy's own on the path
@@ -283,11 +321,17 @@ def run_pytest(folder, arguments, watch=None, record=None):
     for name in ("test.txt", "log.txt"):
         (folder / name).write_text("", encoding="utf-8")
     arguments = (folder, arguments, watch or Watch(), record)
-    process = CONTEXT.Process(target=in_a_copy, args=arguments)
+    process = multiprocessing.get_context("forkserver").Process(target=in_a_copy, args=arguments)
+    if IS_OVER.is_set():
+        raise CancelledError
     process.start()
+    if IS_OVER.is_set():  # while it started
+        process.kill()
     process.join()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    if IS_OVER.is_set():  # perhaps it did not end by itself
+        raise CancelledError
     texts = [(folder / name).read_text(encoding="utf-8") for name in ("test.txt", "log.txt")]
     return Done(process.exitcode, *texts)
 
@@ -447,6 +491,7 @@ def judge_all(mutants, workers, seconds):
     start = time.time()
     memory = Memory(TABLE.read_text(encoding="utf-8") if TABLE.exists() else "")
     verdicts = {}
+    start_forkserver()
     with tempfile.TemporaryDirectory() as temporary:
         folders = copies(workers, temporary)
         covered = covered_by_tests(folders)
@@ -460,7 +505,7 @@ def judge_all(mutants, workers, seconds):
             finally:
                 folders.put(folder)
 
-        with ThreadPoolExecutor(workers) as pool:
+        with threads(workers) as pool:
             futures = {pool.submit(judge_one, mutant): mutant for mutant in mutants}
             for future in as_completed(futures):
                 mutant, killer = futures[future], future.result()
@@ -508,20 +553,30 @@ def report(results, how_long):
     return "\n\n".join(parts) + "\n"
 
 
+def check_system():
+    """Exit if the packages are not installed, or processes cannot be forked."""
+    for package in ("coverage", "pytest", "pytest_cov"):
+        if not importlib.util.find_spec(package):
+            fail(f"this needs {package}: pip install {package.replace('_', '-')}")
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        fail("this needs processes that fork, which Windows does not have")
+
+
 def main(args):
+    check_system()
     if args.workers < 1:
         fail("--workers must be at least 1")
     if args.output:
         refuse_missing_folder(args.output)
-    mutants = read_mutants((ROOT / "tools" / "mutants.txt").read_text(encoding="utf-8"))
-    mutants = [mutant for mutant in mutants if args.only in " ".join(mutant[:3])]
-    if not mutants:
-        fail(f"no fault has {args.only} in it")
     try:
+        mutants = read_mutants((ROOT / "tools" / "mutants.txt").read_text(encoding="utf-8"))
+        mutants = [mutant for mutant in mutants if args.only in " ".join(mutant[:3])]
         for mutant in mutants:
             apply(mutant, ROOT)
-    except (ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         fail(f"mutants.txt does not fit: {error}")
+    if not mutants:
+        fail(f"no fault has {args.only} in it")
     start = time.time()
     verdicts = judge_all(mutants, args.workers, args.seconds)
     results = [(mutant, verdicts[mutant[:3]]) for mutant in mutants]

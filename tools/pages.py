@@ -37,11 +37,18 @@ def table(match):
     return f"<!-- python {match[1]} -->\n\n" + "".join(f"{line}\n" for line in lines) + "\n"
 
 
+def read(page):
+    if not Path(page).is_file():
+        fail(f"there is no page {page}: run it in the project's folder")
+    try:
+        return Path(page).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        fail(f"{page} is not a text in UTF-8")
+
+
 def main(args):
     for page in args.pages or PAGES:
-        if not Path(page).is_file():
-            fail(f"there is no page {page}: run it in the project's folder")
-        text, count = TABLE.subn(table, Path(page).read_text(encoding="utf-8"))
+        text, count = TABLE.subn(table, read(page))
         Path(page).write_text(text, encoding="utf-8", newline="\n")
         print(f"{page}: {count} tables")
 

@@ -7,8 +7,11 @@ of the line names the option.
 Run: python -m tools.plot runs --output curves.png --bar 475
 """
 
+import io
 import json
 import math
+import os
+import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +20,11 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 
-from tools import fail, parse
+from tools import fail, parse, refuse_missing_folder
 
 ORDER = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 LABELS = {"return_last100": "return, mean of the last 100 episodes"}
-DASHES = ["-", "--", ":", "-."]  # of the lines of one script, in turn
+DASHES = ["-", "--", ":", "-."]  # of the lines of one script, in turn; then darker ones
 RUN = {"run_dir", "resume", "checkpoint_interval", "device", "num_threads", "tensorboard"}
 FREE = {"env_id", "env_kwargs", "seed", *RUN}  # runs that differ in these alone share a line
 REPS = 4000  # bootstrap samples; with three runs, fewer make the band's edge flicker
@@ -55,15 +58,26 @@ def read_runs(run_dirs, column):
     `episodes` counts all episodes so far. Runs with the same options and seed would say the
     same twice: only the longest of them counts.
     """
-    paths = {path for folder in run_dirs for path in Path(folder).rglob("metrics.csv")}
-    found = {}
+    folders = [folder_of(path) for path in run_dirs]
+    paths = {path for folder in folders for path in folder.rglob("metrics.csv")}
+    found = []
     for path in sorted(paths):
         if path.stat().st_size == 0:  # not one iteration is done
             continue
         run = read_run(path, column)
         if run is not None:
-            add_unless_shorter(run, found)
-    return group_by_label(found.values())
+            found.append(run)
+    return group_by_label(found)
+
+
+def folder_of(path):
+    """The folder itself, or the one that a metrics.csv is in."""
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        return path
+    if path.name != "metrics.csv":
+        fail(f"{path} is neither a folder nor a metrics.csv: give the folder of a run")
+    return path.parent
 
 
 def read_run(path, column):
@@ -73,8 +87,7 @@ def read_run(path, column):
         script, options = str(config["script"]), config["args"]
         kwargs = options.get("env_kwargs", "{}")
         env = options["env_id"] + ("" if kwargs == "{}" else f" {kwargs}")
-        # An empty cell is NaN
-        rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1, encoding="utf-8")
+        rows = read_rows(path)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         fail(f"{path.parent} is not a whole run ({type(error).__name__}): leave it out")
     for name in ("step", "episodes", column):
@@ -90,9 +103,15 @@ def read_run(path, column):
     return Run(path.parent, env, script, seed, kind, rows[known], rows["step"][-1])
 
 
-def add_unless_shorter(run, found):
-    """Add a run. Of two with the same options and seed, the longer one stays."""
-    key = (run.env, run.script, run.seed, *sorted(run.options.items()))
+def read_rows(path):
+    """The rows of a metrics.csv. An empty cell is NaN."""
+    with warnings.catch_warnings(action="ignore"):  # NumPy's, of a file of blank lines
+        return np.genfromtxt(path, delimiter=",", names=True, ndmin=1, encoding="utf-8")
+
+
+def add_unless_shorter(run, label, found):
+    """Add a run. Of two with the same label and seed, the longer one stays."""
+    key = label, run.seed
     other = found.get(key)
     if other is None:
         found[key] = run
@@ -108,13 +127,21 @@ def group_by_label(found):
     for run in found:
         groups[run.env, run.script].append(run)
     runs = defaultdict(lambda: defaultdict(list))
-    for (env, script), group in groups.items():
+    for (env, _), group in groups.items():
         keys = options_that_differ(group)
+        longest = {}
         for run in group:
-            known = [key for key in keys if key in run.options]
-            words = [f"--{key.replace('_', '-')} {run.options[key]}" for key in known]
-            runs[env][" ".join([script, *words])].append(run.rows)
+            add_unless_shorter(run, label_of(run, keys), longest)
+        for (label, _), run in longest.items():
+            runs[env][label].append(run.rows)
     return runs
+
+
+def label_of(run, keys):
+    """The script and those of the options that the run has."""
+    known = [key for key in keys if key in run.options]
+    words = [f"--{key.replace('_', '-')} {run.options[key]}" for key in known]
+    return " ".join([run.script, *words])
 
 
 def options_that_differ(group):
@@ -196,6 +223,25 @@ def order(label):
     return place(label), label
 
 
+def styles(labels):
+    """{label: color and dash}, in order. No two lines of a script look alike."""
+    drawn = Counter()
+    found = {}
+    for label in sorted(labels, key=order):
+        script = place(label)
+        shade, dash = divmod(drawn[script], len(DASHES))
+        found[label] = dict(color=darker(f"C{script}", shade), linestyle=DASHES[dash])
+        drawn[script] += 1
+    return found
+
+
+def darker(color, times):
+    """A color with 0.6 times its brightness, so many times."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(0.6**times * x for x in to_rgb(color)) if times else color
+
+
 def interpolate(runs, column, points=200, hold=False):
     """Steps, (T,), and the runs' values at them, (R, T).
 
@@ -242,7 +288,7 @@ def estimate(scores, statistic=interquartile_mean):
     return estimates[0], intervals[0]
 
 
-def draw(axes, runs, column, name, dash="-", **style):
+def draw(axes, runs, column, name, **style):
     """The interquartile mean at each step of the runs that got so far, and its interval."""
     grid, curves = interpolate(runs, column)
     middle = np.full(len(grid), np.nan)
@@ -253,7 +299,7 @@ def draw(axes, runs, column, name, dash="-", **style):
         if pattern.any():
             middle[here], interval[:, here] = estimate(curves[pattern][:, None, here])
     own_style = dict(color=f"C{place(name)}", label=f"{name} ({len(runs)})")
-    draw_band(axes, grid, middle, interval, linestyle=dash, **own_style | style)
+    draw_band(axes, grid, middle, interval, **own_style | style)
 
 
 def draw_band(axes, x, middle, interval, **style):
@@ -276,14 +322,11 @@ def draw_curves(pyplot, runs, column):
 
 
 def draw_panel(axes, series, column):
-    """A line for each label; the lines of one script differ in their dashes."""
+    """A line for each label."""
     from matplotlib.ticker import EngFormatter
 
-    drawn = Counter()
-    for label in sorted(series, key=order):
-        dash = DASHES[drawn[place(label)] % len(DASHES)]
-        drawn[place(label)] += 1
-        draw(axes, series[label], column, label, dash)
+    for label, style in styles(series).items():
+        draw(axes, series[label], column, label, **style)
     axes.set_xlabel("environment steps")
     axes.set_ylabel(LABELS.get(column, column.replace("_", " ")))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -337,8 +380,9 @@ def draw_profiles(figure, scores):
     left, right = figure.subplots(1, 2)
     lowest = min(0, *(each[..., -1].min() for each in scores.values()))
     levels = np.linspace(lowest, 1, 201)
+    looks = styles(scores)
     for label, each in scores.items():
-        style = dict(color=f"C{place(label)}", label=f"{label} ({each.shape[0]})")
+        style = looks[label] | dict(label=f"{label} ({each.shape[0]})")
         ends = each[..., -1]
         draw_sample_efficiency(left, each, style)
         draw_performance_profile(right, ends, levels, style)
@@ -378,12 +422,32 @@ def save_profiles(pyplot, runs, args):
     save(figure, args.profiles)
 
 
-def save(figure, path):
+def save(figure, path, dpi=150):
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=dpi, format=format_of(path))
     except (OSError, ValueError) as error:
         fail(f"cannot write {path}: {error}")
     print(f"plot: {path}")
+
+
+def format_of(path):
+    """The ending of a picture's name; PNG if it has none."""
+    return Path(path).suffix[1:] or "png"
+
+
+def refuse_picture(path):
+    """Exit, before any work, if a picture of this name cannot be written."""
+    from matplotlib.figure import Figure
+
+    refuse_missing_folder(path)
+    if path.endswith(("/", os.sep)):
+        fail(f"{path} is a folder: name a file to write")
+    trial = Figure(figsize=(1, 1))
+    trial.text(0, 0, "λ")
+    try:
+        trial.savefig(io.BytesIO(), format=format_of(path))
+    except Exception as error:  # of any type: each format has a library or program of its own
+        fail(f"cannot write {path}: {error}")
 
 
 def import_pyplot():
@@ -392,7 +456,6 @@ def import_pyplot():
         import matplotlib
 
         matplotlib.use("Agg")
-        matplotlib.rcParams["text.parse_math"] = False  # a name with two $ is not a formula
         import rliable.library  # noqa: F401
         from matplotlib import pyplot
     except Exception as error:  # of any type: rliable's own imports fail with a new pandas
@@ -409,7 +472,10 @@ def refuse_missing(folders):
 
 def main(args):
     pyplot = import_pyplot()
+    pyplot.rcParams["text.parse_math"] = False  # a name with two $ is not a formula
     refuse_missing(args.run_dirs)
+    for picture in filter(None, [args.output, args.profiles]):
+        refuse_picture(picture)
     runs = read_runs(args.run_dirs, args.column)
     if not runs:
         fail(f"no run with a finished episode in: {', '.join(args.run_dirs) or 'nothing given'}")

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from tools import fail
+from tools import add_row, fail
 
 TASKS = {  # environment: the bar, steps of our runs
     "CartPole-v1": (475, 200_000),
@@ -242,22 +242,18 @@ def with_envs(env_id: str, seed: int, options: dict) -> tuple:
 
 
 def read(path: str) -> list[dict]:
-    """The runs that are done."""
+    """The runs that are done. A row that a full disk has cut off is not one."""
     if not Path(path).exists():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
-        if reader.fieldnames != list(COLUMNS):
+        if reader.fieldnames not in (None, list(COLUMNS)):  # None: the file is empty
             fail(f"{path} has no times to a solution: give another --output")
-        return list(reader)
+        return [row for row in reader if None not in row.values()]
 
 
 def append(path: str, row: dict) -> None:
-    with open(path, "a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
+    add_row(path, row, COLUMNS)
 
 
 def solve(args: Any, in_a_new_process: Callable) -> None:
@@ -271,7 +267,10 @@ def solve(args: Any, in_a_new_process: Callable) -> None:
             continue
         train = solve_ours if program in OURS else solve_other
         result = in_a_new_process(train, program, env_id, seed, time.time())
-        append(args.output, dict(environment=env_id, program=program, seed=seed) | result)
+        try:
+            append(args.output, dict(environment=env_id, program=program, seed=seed) | result)
+        except OSError as error:
+            fail(f"cannot write {args.output}: {error}", 1)
         seconds = f"{result['seconds']:.1f} s" if "seconds" in result else "not solved"
         print(f"{program} {env_id}, seed {seed}: {seconds}", flush=True)
 

@@ -15,6 +15,7 @@ import contextlib
 import csv
 import importlib.util
 import itertools
+import math
 import os
 import statistics
 import sys
@@ -23,10 +24,10 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
-from tools import fail, parse, refuse_missing_folder, solve
+from tools import ctrl_c_blocked, fail, parse, refuse_missing_folder, solve
 
 PEERS = {"vanilla_pg": "A2C", "trpo": "TRPO", "ppo": "PPO"}
 PARTS = "collect", "prepare", "update", "log"
@@ -107,9 +108,11 @@ class Watch:
 
 
 def peak_memory():
-    """Maximum resident set of this process, in MiB."""
-    import resource
-
+    """Maximum resident set of this process, in MiB; NaN where the system does not tell it."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return math.nan
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -252,9 +255,19 @@ def quietly(function, *job):
 
 
 def in_a_new_process(function, *job):
-    """The function's result, from a process that starts now."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(quietly, function, *job).result()
+    """The function's result, from a process that starts now. Ctrl-C ends it."""
+    others = active_children()
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    try:
+        with ctrl_c_blocked():
+            result = pool.submit(quietly, function, *job)
+        return result.result()
+    except KeyboardInterrupt:
+        for child in set(active_children()) - set(others):
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown()
 
 
 def cells(rows):
@@ -360,11 +373,20 @@ def draw(rows, path):
     figure.savefig(path, dpi=120)
 
 
-def main(args):
+def check_arguments(args):
     if args.repeats < 1:
         fail(f"--repeats must be at least 1, not {args.repeats}")
-    for path in filter(None, (args.output, args.growth)):
-        refuse_missing_folder(path)
+    if args.table and not args.solve:
+        fail("--table needs --solve")
+    refuse_missing_folder(args.output)
+    if args.growth:
+        refuse_missing_folder(args.growth)
+    if args.table and not Path(args.output).exists():
+        fail(f"there is no {args.output}")
+
+
+def main(args):
+    check_arguments(args)
     rows = []
 
     def write(row):  # only now, so that a file that is there survives bad input

@@ -20,9 +20,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import zlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -30,7 +32,7 @@ from typing import NamedTuple
 
 import tyro
 
-from tools import fail, parse, printing_utf_8
+from tools import add_row, fail, parse, printing_utf_8
 
 try:
     import fcntl
@@ -214,18 +216,41 @@ def keep(run_dir, place):
     )
 
 
+class Children:
+    """The processes of the runs, which several threads start."""
+
+    def __init__(self):
+        self.running = []
+        self.is_over = threading.Event()
+
+    def start(self, words):
+        """A process whose output is a pipe. Those that start too late for `end` end here."""
+        if self.is_over.is_set():
+            raise CancelledError
+        pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
+        # A library may print what is not UTF-8, and the run is good all the same
+        child = subprocess.Popen(words, **pipe, errors="replace", env=printing_utf_8())
+        self.running.append(child)
+        if self.is_over.is_set():
+            child.terminate()
+        return child
+
+    def end(self):
+        """End all of them. From now on, none starts."""
+        self.is_over.set()
+        for child in [*self.running]:  # a copy: the threads remove those that end
+            child.terminate()
+
+
 def train(run, runs, children):
     """Run the command to its end in a new folder. Returns exit code and last line."""
     run_dir = runs / run.place
     shutil.rmtree(run_dir, ignore_errors=True)  # left by an interrupted run
     _, script, *options = shlex.split(run.command)
     words = [sys.executable, script, *options, "--run-dir", str(run_dir)]
-    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8")
-    # A library may print what is not UTF-8, and the run is good all the same
-    child = subprocess.Popen(words, **pipe, errors="replace", env=printing_utf_8())
-    children.append(child)
+    child = children.start(words)
     output, _ = child.communicate()
-    children.remove(child)
+    children.running.remove(child)
     lines = output.strip().splitlines()
     return child.returncode, lines[-1] if lines else ""
 
@@ -238,19 +263,24 @@ def has_result(code, words, metrics):
 
 
 def append(ledger, row):
-    with open(ledger, "a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
+    add_row(ledger, row, COLUMNS)
 
 
 def commands_of(ledger):
-    """The commands of the runs that are done."""
-    if not ledger.exists():
+    """The commands of the runs that are done. A row that a full disk has cut off is not one."""
+    try:
+        with open(ledger, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = reader.fieldnames
+            rows = list(reader)
+    except FileNotFoundError:
         return set()
-    with open(ledger, encoding="utf-8", newline="") as file:
-        return {row["command"] for row in csv.DictReader(file)}
+    except (OSError, ValueError, csv.Error) as error:
+        fail(f"cannot read {ledger}: {error}")
+    if columns not in (None, COLUMNS):  # None: the file is empty
+        known = ",".join(COLUMNS)
+        fail(f"{ledger} must begin with {known}, without a byte order mark: restore it")
+    return {row["command"] for row in rows if None not in row.values()}
 
 
 def check_arguments(args):
@@ -261,13 +291,20 @@ def check_arguments(args):
         fail(f"there is no suite {args.suite}, only {', '.join(SUITES)}")
     if args.jobs < 1 or args.seeds < 1:
         fail("--jobs and --seeds must be at least 1")
-    for words in (*args.scripts, *args.envs):
-        try:
-            is_empty = not shlex.split(words)
-        except ValueError as error:
-            fail(f"cannot read {words!r}: {error}")
-        if is_empty:
-            fail("a script or an environment is empty")
+    for line in (*args.scripts, *args.envs):
+        check_words(line)
+
+
+def check_words(line):
+    """Exit if a script or an environment cannot be read."""
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        fail(f"cannot read {line!r}: {error}")
+    if not words:
+        fail("a script or an environment is empty")
+    if words[-1] == "--env-kwargs":
+        fail(f"--env-kwargs has no value in {line!r}")
 
 
 def refuse_shared_folders(wanted, todo, results):
@@ -315,11 +352,11 @@ def train_and_date(run, runs, children):
 
 def run_all(todo, jobs, runs, results):
     """Train side by side, keeping each result. Returns the number of failures."""
-    children = []
+    children = Children()
     failures = 0
     pool = ThreadPoolExecutor(jobs)
-    futures = {pool.submit(train_and_date, run, runs, children): run for run in todo}
     try:
+        futures = {pool.submit(train_and_date, run, runs, children): run for run in todo}
         for count, future in enumerate(as_completed(futures), 1):
             run = futures[future]
             known, code, words = future.result()
@@ -333,24 +370,33 @@ def run_all(todo, jobs, runs, results):
             print(f"return {float(outcome['return_last100'] or 'nan'):.1f}", flush=True)
     except BaseException:  # Ctrl-C, or a full disk: end all runs
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in [*children]:  # a copy: the threads remove those that end
-            child.terminate()
+        children.end()
         raise
     return failures
 
 
+def make_results(folder):
+    """Make the folder, and see now that files can be written in it, not after hours."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        fail(f"cannot write in {folder}: {error}")
+
+
 def main(args):
     check_arguments(args)
-    results = Path(args.results, args.suite or args.name)
-    results.mkdir(parents=True, exist_ok=True)
-    ledger = results / "runs.csv"
-    done = commands_of(ledger)
     groups = SUITES[args.suite] if args.suite else [(args.scripts, args.envs, args.seeds)]
     wanted = [run for group in groups for run in expand(*group) if args.only in run.command]
     if not wanted:
         fail(f"no command has {args.only!r} in it")
+    results = Path(args.results, args.suite or args.name)
+    ledger = results / "runs.csv"
+    done = commands_of(ledger)
     todo = [run for run in wanted if run.command not in done]
     refuse_shared_folders(wanted, todo, results)
+    if todo:
+        make_results(results)
     print(f"{len(wanted)} runs, of which {len(wanted) - len(todo)} are done")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     runs = Path(args.runs, results.name)

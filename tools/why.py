@@ -2,8 +2,9 @@
 
 Run: python -m tools.why
 
-`update` draws docs/why/update.csv; with --measure it trains a while to measure it anew. The
-others take seconds. `reuse` and the last four read what is in docs/results.
+`update` draws the update.csv of the output folder, or that of docs/why if it has none; with
+--measure it trains a while to measure it anew. The others take seconds. `reuse` and the last four
+read what is in docs/results.
 """
 
 import csv
@@ -35,12 +36,13 @@ BLUE, ORANGE, GREEN, RED = "C0", "C1", "C2", "C3"
 COLORS = {"vanilla_pg": BLUE, "is_pg": ORANGE, "trpo": GREEN, "ppo": RED}
 TABLES = "published_ppo", "published_trpo", "solved", "table1"  # these have no figure
 FIGURES = ("reuse", "update", "weights", "clip", "region", *TABLES)
+FOLDER = "docs/why"  # with the figures of the page, and what they are drawn from
 
 
 @dataclass
 class Args:
     figures: Annotated[tuple[Literal[FIGURES], ...], tyro.conf.Positional] = FIGURES  # what to make
-    output: str = "docs/why"  # folder to write them in
+    output: str = FOLDER  # folder to write them in
     results: str = "docs/results"  # folder of the runs
     measure: bool = False  # for update: measure it anew
 
@@ -58,7 +60,7 @@ def reuse_lines(rate, ppo_rate):
     """{name in the figure: (label of the runs, style)}."""
     vanilla = f"vanilla_pg --policy-lr {rate} --policy-epochs"
     return {
-        "log π, 1 step": (f"{vanilla} 1", dict(color=BLUE, dash="--")),
+        "log π, 1 step": (f"{vanilla} 1", dict(color=BLUE, linestyle="--")),
         "log π, 10 steps": (f"{vanilla} 10", dict(color=BLUE)),
         "ρ, 10 steps": (f"is_pg --policy-lr {rate}", dict(color=ORANGE)),
         "trpo": ("trpo", dict(color=GREEN)),
@@ -230,14 +232,22 @@ def read_update(path):
     return found
 
 
+def measurements(args):
+    """The file of the measurements: that of the output folder, or else the committed one."""
+    own, committed = (Path(folder, "update.csv") for folder in (args.output, FOLDER))
+    if args.measure:
+        unfinished = own.with_suffix(".tmp")
+        measure_update(unfinished)
+        unfinished.replace(own)  # only now, so that an interrupted measurement changes nothing
+    path = own if own.exists() else committed
+    if not path.exists():
+        fail(f"there is no {own}: --measure makes it")
+    return path
+
+
 def update(pyplot, args):
     """Medians and quartiles over the batches, and a table of the last epoch."""
-    path = Path(args.output, "update.csv")
-    if args.measure or not path.exists():
-        unfinished = path.with_suffix(".tmp")
-        measure_update(unfinished)
-        unfinished.replace(path)  # only now, so that an interrupted measurement changes nothing
-    found = read_update(path)
+    found = read_update(measurements(args))
     size = (20, 3.6 * len(found))
     figure, grid = pyplot.subplots(len(found), 6, figsize=size, layout="constrained")
     print("| environment | script | " + " | ".join(TITLES.values()) + " |")
@@ -695,10 +705,12 @@ def trained(series):
 
 
 def evaluated(path, script, env):
-    """What the policies of the runs come to after training."""
-    rows = read_rows(path)
-    of_this = [row for row in rows if (row["script"], row["env_id"]) == (script, env)]
-    return mean_and_deviation([float(row["return_mean"]) for row in of_this])
+    """What the most likely actions come to after training. The last row of a seed counts."""
+    returns = {}
+    for row in read_rows(path):
+        if (row["script"], row["env_id"], row["actions"]) == (script, env, "mode"):
+            returns[row["seed"]] = float(row["return_mean"])
+    return mean_and_deviation(list(returns.values()))
 
 
 def read_rows(path):
@@ -783,15 +795,16 @@ MAKERS = dict(
 )
 
 
-def main(args):
+def make_folder(path):
     try:
-        import matplotlib
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"cannot make the folder {path}: {error.strerror}")
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        fail("figures need matplotlib: pip install matplotlib")
-    Path(args.output).mkdir(parents=True, exist_ok=True)
+
+def main(args):
+    pyplot = plot.import_pyplot()
+    make_folder(args.output)
     for name in args.figures:
         print(f"{name}:")
         figure = MAKERS[name](pyplot, args)
