@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
 
-import tyro
-
 
 def say_stopped(kind, error, trace):
     """Print an error that nothing has caught; for Ctrl-C, a word, and exit with code 130."""
@@ -47,6 +45,8 @@ def parse(args_class):
     From here on, a question mark is printed for a character that the encoding of stdout lacks,
     as most encodings of Windows lack λ.
     """
+    import tyro  # only now, since it takes a while, in which Ctrl-C would be an error
+
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(errors="replace")
     return tyro.cli(args_class)
@@ -72,11 +72,12 @@ def add_row(path, row, columns):
     Raises OSError if it cannot be written, as on a full disk.
     """
     before = Path(path).read_bytes() if Path(path).exists() else b""
+    header = before.split(b"\n")[0].decode(errors="replace").strip().replace('"', "")
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, columns)
     if not before:
         writer.writeheader()
-    elif before.decode(errors="replace").splitlines()[0].split(",") != list(columns):
+    elif header.split(",") != list(columns):
         fail(f"{path} has other columns: give another file, or remove it")
     elif not before.endswith(b"\n"):  # an editor may have removed it
         lines.write("\r\n")
