@@ -151,7 +151,7 @@ def update_value(value: Value, optimizer: Adam, batch: Batch, args: Args) -> Non
 
 
 def minibatches(batch: Batch, args: Args) -> list[Batch]:
-    """Split the transitions at random into parts of minibatch_size; old_dist is whole.
+    """Split transitions at random into parts of minibatch_size; old_dist stays whole.
     Workers with more transitions take larger parts, so all take the same number of steps.
     """
     cuts = range(args.minibatch_size, batch.fewest, args.minibatch_size)
@@ -423,7 +423,7 @@ class Run(ExitStack):
                 self.callback(signal.signal, signum, old_handler or signal.SIG_DFL)
 
     def stop(self, signum: int, frame: Any) -> None:
-        """The first signal ends training after this iteration; the same again kills."""
+        """The first signal ends training after this iteration; repeating it kills."""
         if os.getpid() != self.pid:
             return  # in the process of an environment, which ends when the run does
         self.signals.append(signum)

@@ -296,24 +296,6 @@ def test_figure(tmp_path, capsys):
     assert "effective sample size 1.000" not in away
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("a.foo", "cannot write {}: Format 'foo' is not supported"),
-        ("", "{} is a folder: name a file to write"),
-        ("nowhere/a.png", "there is no folder"),
-    ],
-)
-def test_a_picture_that_cannot_be_written_is_said_first(name, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(exact, "measure", None)
-    with pytest.raises(SystemExit) as stop:
-        exact.main(exact.Args(output=str(tmp_path / name)))
-    assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert words.format(tmp_path / name) in said.err
-    assert (said.out, said.err.count("\n")) == ("", 1)
-
-
 # 6. The trust region
 
 

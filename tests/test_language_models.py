@@ -687,24 +687,6 @@ def test_what_there_is_nothing_to_say_of(options, capsys):
     assert "--problems must be at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("a.foo", "cannot write {}: Format 'foo' is not supported"),
-        ("", "{} is a folder: name a file to write"),
-        ("nowhere/a.png", "there is no folder"),
-    ],
-)
-def test_a_picture_that_cannot_be_written_is_said_first(name, words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lm, "print_tables", None)
-    with pytest.raises(SystemExit) as stop:
-        lm.main(lm.Args(output=str(tmp_path / name)))
-    assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert words.format(tmp_path / name) in said.err
-    assert (said.out, said.err.count("\n")) == ("", 1)
-
-
 def test_what_the_document_names_is_there():
     text = PAGE.read_text(encoding="utf-8")
     tests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/*.py"))

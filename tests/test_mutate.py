@@ -424,7 +424,7 @@ def test_ctrl_c_ends_it_and_what_it_has_started(when, reached, temporary, tmp_pa
     send = os.killpg if reached == "all" else os.kill  # a terminal sends it to all
     send(job.process.pid, signal.SIGINT)
     code, _, err = job.end()
-    assert (code, err) == (130, "stopped\n")
+    assert (code, err) == (-signal.SIGINT, "stopped\n")
     assert time.time() - began < 20
     wait_until_none_is_alive(job)
     assert not any(temporary.iterdir())

@@ -234,7 +234,7 @@ def test_ctrl_c_ends_a_run_and_prints_no_traceback(reached, tmp_path):
     job.wait_for(lambda: len(job.alive()) > 2)  # with one for multiprocessing's own resources
     send = os.killpg if reached == "all" else os.kill
     send(job.process.pid, signal.SIGINT)
-    assert job.end(30) == (130, "", "stopped\n")
+    assert job.end(30) == (-signal.SIGINT, "", "stopped\n")
     assert not job.alive()
 
 

@@ -3,6 +3,7 @@
 import ast
 import io
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import tools
+from tools import exact, language_models
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("tools/*.py"), *ROOT.glob("tests/*.py")])
@@ -65,7 +67,26 @@ def test_ctrl_c_is_no_traceback(name, tmp_path):
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", f"tools.{name}"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, encoding="utf-8")
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "stopped\n")
+
+
+@pytest.mark.parametrize("tool", [exact, language_models], ids=["exact", "language_models"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.foo", "cannot write {}: Format 'foo' is not supported"),
+        ("", "{} is a folder: name a file to write"),
+        ("nowhere/a.png", "there is no folder"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_said_first(tool, name, words, tmp_path, capsys):
+    """Before a first line is printed, and before any work, which would take longer than a test."""
+    with pytest.raises(SystemExit) as stop:
+        tool.main(tool.Args(output=str(tmp_path / name), problems=10**9))
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert words.format(tmp_path / name) in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
 
 
 def test_other_errors_are_printed_as_ever(capsys):

@@ -11,11 +11,14 @@ from pathlib import Path
 
 
 def say_stopped(kind, error, trace):
-    """Print an error that nothing has caught; for Ctrl-C, a word, and exit with code 130."""
+    """Print an error that nothing has caught; for Ctrl-C, a word.
+
+    Python then ends by the signal, so that a shell ends its loop too (with code 130).
+    """
     if issubclass(kind, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
-        raise SystemExit(130)
-    sys.__excepthook__(kind, error, trace)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 if sys.argv[:1] == ["-m"]:  # python -m looks for a tool, and what it imports takes seconds
