@@ -87,7 +87,7 @@ class Batch(NamedTuple):
 
     obs: Tensor  # (B, …)
     actions: Tensor  # (B, …)
-    advantages: Tensor  # (B,): mean 0, standard deviation 1
+    advantages: Tensor  # (B,): mean 0, standard deviation 1 over all workers
     returns: Tensor  # (B,): λ-returns, A + V
     values: Tensor  # (B,): V(s) before the update
     old_dist: Distribution  # π_old(·|s) of batch shape (B,), without gradient
@@ -133,7 +133,7 @@ def update_policy(policy: Policy, batch: Batch, args: Args) -> dict:
 
     def surrogate_and_kl() -> tuple[Tensor, Tensor]:
         dist = policy(batch.obs)
-        ratio = (dist.log_prob(batch.actions) - batch.old_log_probs).clamp(max=20).exp()
+        ratio = (dist.log_prob(batch.actions) - batch.old_log_probs).clamp(max=20).exp()  # finite
         return (ratio * batch.advantages).mean(), kl_divergence(batch.old_dist, dist).mean()
 
     # At π_old, ρ is 1, the KL and its gradient are 0, and its Hessian is the Fisher matrix F
@@ -179,7 +179,7 @@ def update_value(value: Value, optimizer: Adam, batch: Batch, args: Args) -> Non
 
 
 def minibatches(batch: Batch, args: Args) -> list[Batch]:
-    """Split transitions at random into parts of minibatch_size; old_dist stays whole.
+    """Split at random into parts of minibatch_size; old_dist, valid, done stay whole.
     Workers with more transitions take larger parts, so all take the same number of steps.
     """
     cuts = range(args.minibatch_size, batch.fewest, args.minibatch_size)
@@ -325,7 +325,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
     raise SystemExit(code)
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """An error in one line, with the place where it was raised."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     first_line = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -360,7 +360,7 @@ class Guard(VectorWrapper):
             return self.env.step(actions)
         except (EOFError, ConnectionError) as error:
             reason = f"its process ended, perhaps for lack of memory ({describe(error)})"
-        except Exception as error:  # environments can raise anything
+        except (Exception, SystemExit) as error:  # environments can raise anything
             reason = describe(error)
         self.has_failed = True
         fail(f"an environment failed: {reason}; --resume continues from a checkpoint, if any", 1)
@@ -475,7 +475,7 @@ class Run(ExitStack):
             torch.ones(1, dtype=torch.float64, device=args.device).cpu()
         except gym.error.Error as error:
             fail(f"cannot set up {args.env_id}: {type(error).__name__}: {error}")
-        except Exception as error:  # environments can raise anything
+        except (Exception, SystemExit) as error:  # environments can raise anything
             hint = "" if str(error) else "; try --wrappers"  # MiniGrid's assertion has no message
             fail(f"cannot set up {args.env_id}: {describe(error)}{hint}")
         return envs, obs, np.zeros(args.num_envs, bool)

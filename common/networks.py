@@ -25,7 +25,10 @@ class Normalizer(nn.Module):
         super().__init__()
         self.shape = shape
         self.enabled = enabled
-        self.is_image = dtype == np.uint8 and sum(size >= 5 for size in shape) >= 2
+        first, middle, last = (1, 1, 1, *shape)[-3:]
+        self.channels_last = first == middle or last < min(first, middle)
+        sides = (first, middle) if self.channels_last else (middle, last)
+        self.is_image = dtype == np.uint8 and min(sides) >= 5
         self.limit = 10.0 if enabled else math.inf  # in standard deviations
         self.register_buffer("mean", torch.zeros(math.prod(shape)))
         self.register_buffer("std", torch.full_like(self.mean, 255 if self.is_image else 1))
@@ -67,10 +70,9 @@ def initialize(layer: nn.Linear | nn.Conv2d, gain: float = 2**0.5) -> None:
 class MLP(nn.Module):
     """Two tanh layers and a linear one, on normalized observations."""
 
-    lr_limit = math.inf  # none
-
     def __init__(self, normalizer: Normalizer, hidden_size: int, num_outputs: int, gain: float):
         super().__init__()
+        self.lr_limit = math.inf  # none
         self.normalizer = normalizer
         sizes = [len(normalizer.mean), hidden_size, hidden_size, num_outputs]
         self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
@@ -117,12 +119,12 @@ class CNN(nn.Module):
 
     @property
     def lr_limit(self) -> float:
-        """The largest stable learning rate; 0 until the first update has centered the pixels."""
+        """The largest stable learning rate; 0 until the first update has seen the pixels."""
         return self.lr_if_centered if self.normalizer.count > 0 else 0.0
 
     def to_images(self, x: Tensor) -> Tensor:  # (B, …) to (B, channels, height, width)
         x = x.reshape(len(x), 1, *self.normalizer.shape)  # gray images have no channels
-        if x.shape[-1] < x.shape[-3]:  # channels last
+        if self.normalizer.channels_last:
             x = x.movedim(-1, -3)
         return x.flatten(1, -3)  # the frames of a stack are channels too
 
@@ -202,9 +204,9 @@ class BernoulliHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """Box actions: independent normals, with one learned standard deviation for all states.
+    """Box actions: independent normals, each with one standard deviation for all states.
     Actions are in units that put the bounds at ±1 to ±3, so that learning hardly depends on the
-    units of the task. The unit is 1 where the bounds are in this range already.
+    units of the task. The unit is 1 if the bounds are infinite or in this range.
     """
 
     def __init__(self, space: spaces.Box):
@@ -213,7 +215,7 @@ class GaussianHead(nn.Module):
         self.shape = space.shape
         half = space.high / 2 - space.low / 2  # high - low may overflow
         self.log_std = nn.Parameter(torch.tensor(np.log(np.clip(half / 2, 0.5, 1)).tolist()))
-        half = np.where(half < 1e30, half, 0)  # infinite, or as good as
+        half = np.where(half < 1e15, half, 0)  # infinite, or as good as
         unit = np.where(half > 0, half / np.clip(half, 1, 3), 1)
         center = np.clip(0, space.low + half, space.high - half)
         self.register_buffer("unit", torch.tensor(unit.tolist()))
@@ -233,11 +235,10 @@ class GaussianHead(nn.Module):
     def sample(self, outputs: Tensor) -> Tensor:
         return outputs + self.log_std.exp() * torch.randn_like(outputs)
 
-    def to_env(self, actions: Tensor) -> np.ndarray:
-        # Only the environment sees the clipped action
+    def to_env(self, actions: Tensor) -> np.ndarray:  # clipped, but scored as sampled
         actions = torch.addcmul(self.center, self.unit, actions).numpy(force=True)
         clipped = np.clip(actions, self.space.low, self.space.high)
-        if self.space.dtype.kind in "iu":  # integers
+        if self.space.dtype.kind in "biu":  # booleans or integers
             clipped = clipped.round()
         return clipped.astype(self.space.dtype)
 

@@ -12,7 +12,6 @@ def gae(
     rewards: Array, values: Array, terminated: Array, done: Array, gamma: float, gae_lambda: float
 ) -> Array:
     """Generalized advantage estimation: A_t = Σ_l (γλ)^l δ_{t+l} (Schulman et al. 2016, eq. 16).
-
     All are (T, N), except values, (T+1, N): V(s_0) … V(s_T). δ_t = r_t + γ V(s_{t+1}) − V(s_t),
     without V(s_{t+1}) if the step terminated. The sum ends with a step that is done.
     """
@@ -28,7 +27,7 @@ def gae(
 
 class RewardScaler(nn.Module):
     """Divides rewards by the running standard deviation of the discounted return.
-    R_t = γ R_{t-1} + r_t, from 0 at the start of each episode (Engstrom et al. 2020).
+    R_t = γ R_{t-1} + r_t (Engstrom et al. 2020), but here from 0 in each episode.
     """
 
     def __init__(self, num_envs: int, gamma: float, enabled: bool = True):

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ TWO = spaces.Discrete(2)
 
 
 class Lost(gym.Env):
-    """After 300 steps the environment of an odd seed is killed, pays a string or NaN, or fails."""
+    """After 300 steps the environment of an odd seed is killed, exits or fails, or pays NaN."""
 
     observation_space = spaces.Box(-1, 1, (2,))
     action_space = TWO
@@ -40,6 +41,8 @@ class Lost(gym.Env):
             raise KeyError("no such room")
         if self.is_odd and self.steps > 300 and self.how == "socket":
             raise ConnectionRefusedError("no simulator")
+        if self.is_odd and self.steps > 300 and self.how == "exit":
+            sys.exit()  # as environments do whose window was closed
         if self.is_odd and self.steps > 300 and self.how == "nan":
             reward = np.nan
         return np.zeros(2, np.float32), reward, self.steps % 9 == 0, False, {}

@@ -61,6 +61,7 @@ def test_the_command_line(options, words, tmp_path):
         (dict(env_kwargs="{gravity: 5}"), "JSONDecodeError"),
         (dict(env_kwargs='{"gravitas": 5}'), "gravitas"),
         (dict(wrappers=("gymnasium.wrappers:NoSuchWrapper",)), "NoSuchWrapper"),
+        (dict(wrappers=("sys:exit",)), "SystemExit"),
         (dict(device="abacus"), "abacus"),
         (dict(device="cuda:99"), "cannot set up"),
         (dict(seed=-1), "--seed must be from 0 to 2**53, not -1"),

@@ -35,6 +35,7 @@ BOX = [
     spaces.Box(-np.inf, np.inf, (2,)),
 ]
 OBS = torch.zeros(1, 2)
+LARGEST = 2**63 - 1  # of 64-bit integers
 
 
 def make(space, seed):
@@ -163,6 +164,9 @@ def test_gaussian_samples(space):
         (BOX[2], [[-9.0, 9], [0.5, -1]], [[-1, 2], [1, -0.5]]),
         (BOX[3], [-1e9, 0.25], [-1e9, 0.25]),
         (spaces.Box(-3, 3, (3,), np.int64), [1.75, -1.75, 9.0], [2, -2, 3]),
+        (spaces.Box(-LARGEST, LARGEST, (2,), np.int64), [5.0, -5.25], [5, -5]),
+        (spaces.Box(0, 2 * LARGEST + 1, (2,), np.uint64), [5.0, -5.25], [5, 0]),
+        (spaces.Box(0, 1, (3,), np.bool), [0.25, -0.25, -1.0], [True, False, False]),
     ],
 )
 def test_box_actions_are_clipped_to_the_bounds(space, action, sent):
@@ -383,7 +387,10 @@ def test_a_row_of_bytes_is_no_image():
     assert_allclose(normalizer(obs), np.repeat([[-1.0], [1]], 128, 1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(3, 3), (4, 4), (100, 2), (4, 4, 9), (5, 5), (1, 5, 5)])
+TABLES = [(3, 3), (4, 4), (100, 2), (4, 4, 9), (8, 4, 10), (17, 4, 8), (9, 4, 6, 3), (9, 3, 6, 4)]
+
+
+@pytest.mark.parametrize("shape", [*TABLES, (5, 5), (1, 5, 5), (5, 5, 9), (9, 5, 5), (9, 5, 4)])
 def test_a_table_of_bytes_with_no_room_for_convolutions_is_no_image(shape):
     images = image_networks(shape)[0]
     assert images.net.normalizer.is_image == (5 in shape)
@@ -412,6 +419,9 @@ def test_channels_may_come_first_or_last_or_in_a_stack_of_frames():
         other, _ = image_networks(shape)
         other.load_state_dict(policy.state_dict() | normalizer_state(other))
         assert_allclose(other.outputs(images).detach(), expected.detach(), rtol=1e-4, atol=1e-5)
+    for shape in [(7, 7, 20), (20, 7, 7), (7, 7, 7), (2, 7, 7, 20)]:  # a board and its planes
+        pictures = image_networks(shape)[0].net.to_images(torch.zeros(5, *shape))
+        assert pictures.shape[2:] == (7, 7)
     grey, _ = image_networks((40, 44))
     assert grey.outputs(frames[:, 0, :, :, 0]).shape == (5, 3)
 

@@ -58,6 +58,7 @@ def metrics(run_dir):
         ("trpo", "async", "string", "could not convert string to float"),
         ("is_pg", "sync", "string", "could not convert string to float"),
         ("ppo", "sync", "socket", "ConnectionRefusedError: no simulator (odd.py, line "),
+        ("trpo", "sync", "exit", "SystemExit:  (odd.py, line "),
         ("vanilla_pg", "sync", "error", f"KeyError: 'no such room' (odd.py, line {RAISES})"),
     ],
 )

@@ -311,7 +311,7 @@ def times_as_fast(seconds: dict, env_id: str) -> str:
 def table(rows: list[dict]) -> str:
     """A line for each environment with runs, as Markdown."""
     seconds = times(rows)
-    heads = ["environment (bar)", *(f"`{x}`" for x in OURS), *OTHERS, "times as fast"]
+    heads = ["environment (bar)", *(f"`{x}`" for x in OURS), *OTHERS, "their best ÷ ours"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for env_id, (bar, _) in TASKS.items():
         if not any(seconds[env_id, program] for program in OURS):
