@@ -129,7 +129,7 @@ def test_the_folder_of_an_atari_game_has_no_options_in_its_name():
         ("weightings", 2 * 3 * 10, 10, 0),
         ("as_in_v3", 2 * 2 * 3, 3, 2 * 2 * 3),
         ("trpo", 2 * 3 + 2 * 3 + 5, 5, 2 * 3 + 2 * 3),
-        ("solved", 5 * 3, 3, 4 * 3),
+        ("solved", 6 * 3, 3, 5 * 3),
         ("others", 2 * 6 * 3 + 1, 3, 2 * 3 + 1),
     ],
 )

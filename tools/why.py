@@ -762,6 +762,11 @@ SOLVED = {  # command of the sweep `solved`: environment, return to reach, why t
         "−200",
         "It learns slowly, and a smaller learning rate keeps it from losing what it has learned.",
     ),
+    "python trpo.py --env-id Swimmer-v5 --total-steps 1000000 --gamma 0.9999 --gae-lambda 0.99": (
+        "Swimmer-v5",
+        "300",
+        "A stroke of the whole body pays only after many steps, and a larger λ looks that far.",
+    ),
 }
 
 
