@@ -26,7 +26,7 @@ class Normalizer(nn.Module):
         self.shape = shape
         self.enabled = enabled
         first, middle, last = (1, 1, 1, *shape)[-3:]
-        self.channels_last = first == middle or last < min(first, middle)
+        self.channels_last = first == middle or last < min(first, middle)  # (H, W, C)
         sides = (first, middle) if self.channels_last else (middle, last)
         self.is_image = dtype == np.uint8 and min(sides) >= 5
         self.limit = 10.0 if enabled else math.inf  # in standard deviations
@@ -204,7 +204,7 @@ class BernoulliHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """Box actions: independent normals, each with one standard deviation for all states.
+    """Box actions: normals, each with one learned standard deviation for all states.
     Actions are in units that put the bounds at ±1 to ±3, so that learning hardly depends on the
     units of the task. The unit is 1 if the bounds are infinite or in this range.
     """
