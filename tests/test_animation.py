@@ -73,6 +73,25 @@ def test_no_frame_is_said(options, capsys):
     assert "at least one frame" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("quality", [-1, 101])
+def test_an_impossible_quality_is_said_first(quality, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        animation.main(animation.Args(["x"], quality=quality))
+    assert f"--quality must be from 0 to 100, not {quality}" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_is_said(tmp_path, monkeypatch, capsys):
+    def full(*_, **options):
+        raise OSError("No space left")
+
+    monkeypatch.setattr(animation, "newest_film", str)
+    monkeypatch.setattr(animation, "read_frames", lambda *_: [Image.new("RGB", (8, 8))])
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(SystemExit, match="1"):
+        animation.main(animation.Args(["x"], str(tmp_path / "a.webp")))
+    assert "a.webp: No space left" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["learned.mp4", "l.jpg", "learned"])
 def test_a_format_without_motion_is_said_first(name, tmp_path, capsys):
     path = tmp_path / name

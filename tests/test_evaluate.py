@@ -185,10 +185,23 @@ def test_a_line_of_another_script_and_of_sampled_actions(tmp_path):
     assert row["episodes"] == "3"
 
 
-def test_an_output_that_cannot_be_written_is_said(run, capsys):
-    with pytest.raises(SystemExit):
+def test_an_output_without_a_folder_is_said_first(run, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "play", lambda *_: pytest.fail("it has begun"))
+    with pytest.raises(SystemExit, match="2"):
         evaluate.main(evaluate.Args(run, episodes=2, output=f"{run}/no/folder.csv"))
-    assert "cannot write" in capsys.readouterr().err
+    assert f"there is no folder {run}/no to write" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_after_the_returns(run, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("No space left")
+
+    monkeypatch.setattr(evaluate, "add_row", full)
+    with pytest.raises(SystemExit):
+        evaluate.main(evaluate.Args(run, episodes=2, output=f"{run}/evaluated.csv"))
+    said = capsys.readouterr()
+    assert "2 episodes" in said.out
+    assert "evaluated.csv: No space left" in said.err
 
 
 def test_a_film_that_cannot_be_made_is_said_after_the_returns(tmp_path, capsys, monkeypatch):

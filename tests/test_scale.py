@@ -3,7 +3,9 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tools import scale
 
@@ -15,7 +17,7 @@ TWO |= dict(gathers=4, gathered=1e3)
 def test_the_model_by_hand():
     """α = 100 µs, 1 ns a byte; 3 workers in a ring: 4 rounds, 4/3 of what is reduced, twice ..."""
     ring = scale.seconds_of_messages(TWO, 3, rounds=4)
-    assert ring == pytest.approx(12 * 4 * 1e-4 + 4 / 3 * 1e6 * 1e-9 + 2 * 1e3 * 1e-9)
+    assert ring == pytest.approx(14 * 4 * 1e-4 + 4 / 3 * 1e6 * 1e-9 + 2 * 1e3 * 1e-9)
 
 
 def test_the_model_gives_back_what_two_workers_take():
@@ -40,9 +42,38 @@ def test_tables():
         "| x | 2 | 150 | 1.50 | 1.2 | 0.1 | 10 | 977 | 4 | 1 |",
     ]
     cells = model.splitlines()[2].strip("| ").split(" | ")
-    # 8 workers: 14 rounds or 6, of 12 α each; 7/4 of a megabyte to reduce, 7 kB to gather
+    # 8 workers: 14 rounds or 6, of 14 α each; 7/4 of a megabyte to reduce, 7 kB to gather
     assert [float(cell) for cell in cells[1:3]] == [1.02, 1.01]
-    assert float(cells[5]) == pytest.approx(1 + 12 * 2 * 999 * 1e-4 + 2e-3 + 1e-3, rel=2e-3)
+    assert float(cells[5]) == pytest.approx(1 + 14 * 2 * 999 * 1e-4 + 2e-3 + 1e-3, rel=2e-3)
+
+
+def test_what_is_gathered_is_counted_as_it_is_sent(monkeypatch):
+    """Whatever it is: the scripts gather numbers, lists of returns, arrays and a folder."""
+    sent, counts = [], {}
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda *args: sent.append(args))
+    scale.watched("all_gather_object", scale.gathered_bytes, counts)
+    objects = [Path("runs", "seed1"), 7, [1.5, -2.0], np.zeros(1000)]
+    for x in objects:
+        torch.distributed.all_gather_object([], x)
+    assert [x for _, x in sent] == objects
+    calls, size, seconds = counts["all_gather_object"]
+    assert calls == 4
+    assert 8000 < size < 8500
+    assert 0 <= seconds < 1
+
+
+def test_what_is_reduced_is_counted():
+    assert scale.reduced_bytes((torch.zeros(10),)) == 40
+
+
+@pytest.mark.slow
+def test_two_workers_are_measured(monkeypatch):
+    setting = ("ppo", dict(num_envs=2, num_steps=16, policy_epochs=1), 64)
+    monkeypatch.setitem(scale.SETTINGS, "short", setting)
+    row = scale.measure("short", 2)
+    assert row["workers"] == 2
+    assert row["reduces"] > row["gathers"] > 1
+    assert set(row) == set(scale.COLUMNS)
 
 
 def test_the_tables_of_the_page_are_those_of_the_measurements():

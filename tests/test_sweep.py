@@ -516,20 +516,22 @@ def train_at_once(run, runs, children):
 
 
 @pytest.mark.skipif(sweep.fcntl is None, reason="the system has no locks of files")
-def test_two_sweeps_do_not_train_the_same_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [[], ["--total-steps", "16"]])
+def test_two_sweeps_do_not_train_in_one_folder(more, tmp_path, monkeypatch):
     """The second one would remove the folder in which the first one trains."""
 
     second = []
 
     def train(run, runs, children):
-        options = ["--scripts", "ppo", "--envs", "A-v1", "--seeds", "1"]
-        second.append(run_sweep(tmp_path, *options))
+        envs = " ".join(["A-v1", *more])
+        second.append(run_sweep(tmp_path, "--scripts", "ppo", "--envs", envs, "--seeds", "1"))
         return train_at_once(run, runs, children)
 
     monkeypatch.setattr(sweep, "train", train)
     sweep.main(one_run(tmp_path))
     assert second[0].returncode == 2
-    assert "another sweep is at `python ppo.py --env-id A-v1 --seed 1`" in second[0].stderr
+    command = " ".join(["python ppo.py --env-id A-v1", *more, "--seed 1"])
+    assert f"another sweep trains in the folder of `{command}`" in second[0].stderr
     assert len(ledger(tmp_path)) == 1
 
 
@@ -720,6 +722,8 @@ def test_what_is_all_done_can_be_asked_for_where_nothing_can_be_written(
             "CartPole-v1/ppo/seed1 would be the folder of two runs",
         ),
         (["benchmark", "--scripts", "ppo"], "name a suite (benchmark, "),
+        (["benchmark", "--seeds", "10"], "--seeds and --name are for a sweep of your own"),
+        (["benchmark", "--name", "x"], "--seeds and --name are for a sweep of your own"),
         (["benchmark", "--envs", SHORT], "name a suite (benchmark, "),
         (["--scripts", "ppo"], "name a suite (benchmark, "),
         (["benchmark", "--jobs", "0"], "--jobs and --seeds must be at least 1"),

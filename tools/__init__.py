@@ -94,6 +94,16 @@ def add_row(path, row, columns):
         raise
 
 
+def keep(rows, path, columns):
+    """Add the last row to a CSV file; the first one begins the file anew. Exits if it cannot."""
+    try:
+        if len(rows) == 1:
+            Path(path).unlink(missing_ok=True)
+        add_row(path, rows[-1], columns)
+    except OSError as error:
+        fail(f"cannot write {path}: {error}", 1)
+
+
 def fail(message, code=2):
     """One sentence, and the exit code: 2 for bad input, 1 for trouble on the way."""
     print(f"error: {message}", file=sys.stderr)

@@ -28,7 +28,7 @@ class Args:
     height: int = 180  # pixels of each film
     seconds: float = 6.0  # of each film, from its start; a shorter one begins again
     fps: int = 15  # frames in a second
-    quality: int = 60  # of a WebP, up to 100
+    quality: int = 60  # of a WebP, from 0 to 100
 
 
 def newest_film(run_dir):
@@ -74,12 +74,17 @@ def main(args):
     count = round(length) if math.isfinite(length) else 0
     if not args.run_dirs or args.height < 1 or count < 1:
         fail("give at least one run, and --height, --seconds and --fps for at least one frame")
+    if not 0 <= args.quality <= 100:
+        fail(f"--quality must be from 0 to 100, not {args.quality}")
     refuse_output(args.output)
     films = [read_frames(newest_film(run_dir), args) for run_dir in args.run_dirs]
     films = [islice(cycle(frames), count) for frames in films]
     first, *others = [beside(pictures) for pictures in zip(*films)]
     options = dict(append_images=others, duration=round(1000 / args.fps), loop=0)
-    first.save(args.output, save_all=True, quality=args.quality, method=6, **options)
+    try:
+        first.save(args.output, save_all=True, quality=args.quality, method=6, **options)
+    except OSError as error:
+        fail(f"cannot write {args.output}: {error}", 1)
     size = Path(args.output).stat().st_size / 1e6
     print(f"{args.output}: {count} frames of {first.width} × {first.height}, {size:.2f} MB")
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 
-from tools import add_row, fail, parse
+from tools import add_row, fail, parse, refuse_missing_folder
 
 OPENGL = {"egl": "EGL", "osmesa": "OSMesa"}  # MuJoCo without a display: the library it needs
 NOOP, FIRE = 0, 1  # buttons of Atari
@@ -35,7 +35,7 @@ class Args:
     run_dir: Annotated[str, tyro.conf.Positional]  # a run of any of the scripts
     episodes: int = 10  # number of episodes, each in an environment of its own
     mode: bool = False  # take the most likely action, not a sampled one
-    seed: int = 0  # seed of the first episode; the next ones follow (for CartPole, one for all)
+    seed: int = 0  # seed of the first episode; the next ones follow (CartPole has one for all)
     max_steps: int = 10_000  # longer episodes are cut off here
     video: bool = False  # film one more episode, to RUN_DIR/video (pip install moviepy)
     output: str = ""  # CSV file to which a line with the results is added
@@ -306,6 +306,8 @@ def main(args):
         fail("--episodes and --max-steps must be at least 1")
     if not 0 <= args.seed < 2**31 - args.episodes:
         fail("--seed must be from 0 to 2**31, less the number of episodes")
+    if args.output:
+        refuse_missing_folder(args.output)
     script, trained, checkpoint = load(args.run_dir)
     with ExitStack() as opened:
         envs, policy, stage = set_up(script, trained, checkpoint, args, opened)

@@ -3,8 +3,9 @@
 Run: python -m tools.exact --output docs/bias_variance.png
 
 In a random problem of 4 steps, where all probabilities of transitions and of the old policy
-are quarters, a batch can hold every path as often as the old policy takes it: its mean is the
-expectation. The figure follows the estimates of ∇J as the policy moves away along ∇J.
+are multiples of a quarter, a batch can hold every path as often as the old policy takes it.
+Then the mean over the batch is the expectation. The figure follows the estimates of ∇J as the
+policy moves away along ∇J.
 """
 
 import copy
@@ -38,7 +39,7 @@ class Paths(NamedTuple):
 
 
 class Problem:
-    """A random MDP that begins in state 0, with time-dependent rewards, (HORIZON, S+1, A)."""
+    """A random MDP that begins in state 0. Its rewards, (HORIZON, S+1, A), may depend on time."""
 
     def __init__(self, seed, gamma):
         rng = np.random.default_rng(seed)

@@ -83,7 +83,7 @@ class Problem:
 
     def gradient(self, logits):
         """∇J, in the shape of the logits."""
-        return torch.func.grad(self.expected_reward)(logits)
+        return grad(self.expected_reward)(logits)
 
     def moved(self, distance):
         """θ: φ, moved along ∇J(φ), as it is when one batch is used for several steps."""
@@ -414,7 +414,7 @@ def medians(problems, comparison, *args):
 def print_table(heads, rows):
     print(f"| {' | '.join(heads)} |\n|" + "---|" * len(heads))
     for row, numbers in rows.items():
-        cells = ["" if math.isnan(x) else f"{abs(x):.2f}" for x in numbers]
+        cells = ["" if math.isnan(x) else f"{x:z.2f}" for x in numbers]
         print(f"| {row} | {' | '.join(cells)} |")
 
 

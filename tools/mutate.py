@@ -176,7 +176,7 @@ class Watch:
 
 
 def covered_by_tests(folders):
-    """{test: what it runs}. Kept in runs/, for as long as no file changes.
+    """{test: what it runs}. Kept in runs/, for as long as no Python file changes.
 
     The entry "" has what runs as the files are imported.
     """

@@ -336,8 +336,9 @@ def draw_panel(axes, series, column):
 def scores_of(runs, random_runs, column, points=101):
     """{label: (R, environments, T)}: 0 for the random policy, 1 for the best end of any run.
 
-    T goes from 0 to the end of training; a run that ends early keeps its last value. What not
-    all environments have, scripts or a number of runs, is left out.
+    T goes from 0 to the end of training; a run that ends early keeps its last value. A script
+    that lacks an environment is left out, and so are the runs of a script beyond the number that
+    it has in every environment.
     """
     scales = scales_of(runs, random_runs, column)
     envs = list(scales)

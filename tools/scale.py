@@ -6,8 +6,8 @@ Each run is one of torchrun's on this machine. The first worker counts what it s
 bytes of the all-reduce and all-gather operations of an iteration. The model of many workers is
 that of a ring or a tree (Thakur et al. 2005): among K workers, an all-reduce of n bytes takes
 2 (K−1) α or 2 ⌈log₂ K⌉ α, and 2 (K−1)/K n/β. An all-gather of n bytes from each takes (K−1) n/β,
-and half as much α as an all-reduce. α and β come from the times that two workers here need for
-a message of one number and for one of a million.
+and as much α as an all-reduce, since the sizes are gathered before the objects. α and β come
+from the times that two workers here need for a message of one number and for one of a million.
 """
 
 import csv
@@ -15,6 +15,7 @@ import importlib
 import json
 import math
 import os
+import pickle
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from tools import fail, parse, refuse_missing_folder
+from tools import fail, keep, parse, refuse_missing_folder
 
 SENT = ["reduces", "reduced", "gathers", "gathered"]  # all-reduces, their bytes, and so on
 MEASURED = ["steps_per_second", "iteration", *SENT, "waiting", "one_number", "million_numbers"]
@@ -58,10 +59,9 @@ def watched(name, size, counts):
     def operation(*args):
         before = time.perf_counter()
         original(*args)
-        calls, sent, seconds = counts[name]
-        sent += size(args)
         elapsed = time.perf_counter() - before
-        counts[name] = [calls + 1, sent, seconds + elapsed]
+        calls, sent, seconds = counts[name]
+        counts[name] = [calls + 1, sent + size(args), seconds + elapsed]
 
     counts[name] = [0, 0, 0.0]
     setattr(torch.distributed, name, operation)
@@ -72,8 +72,8 @@ def reduced_bytes(args):
 
 
 def gathered_bytes(args):
-    """The length of the gathered object as JSON, with its arrays as they are in memory."""
-    return len(json.dumps(args[1], default=lambda array: "x" * array.nbytes))
+    """The length of the gathered object in the form in which it is sent."""
+    return len(pickle.dumps(args[1]))
 
 
 def message_times():
@@ -141,7 +141,7 @@ def measure(setting, count):
         command = [*launcher, f"--nproc-per-node={count}", *worker]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
-            fail(f"{setting} with {count} workers ended with {done.stderr.strip()[:1500]}", 1)
+            fail(f"{setting} with {count} workers ended with {done.stderr.strip()}", 1)
         row = json.loads(Path(folder, "result").read_text(encoding="utf-8"))
     return dict(setting=setting, workers=count) | row
 
@@ -164,7 +164,7 @@ def seconds_of_messages(two, count, rounds):
     """What an iteration spends on messages among so many workers, by the model."""
     alpha = two["one_number"] / 2
     per_byte = max(two["million_numbers"] - two["one_number"], 0) / 4e6
-    latency = (two["reduces"] + two["gathers"] / 2) * rounds * alpha
+    latency = (two["reduces"] + two["gathers"]) * rounds * alpha
     reduced = 2 * (count - 1) / count * two["reduced"] * per_byte
     return latency + reduced + (count - 1) * two["gathered"] * per_byte
 
@@ -221,16 +221,10 @@ def slowdowns(one, two):
     return ratios
 
 
-def write(path, rows):
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main(args):
     if args.child:
-        return work(json.loads(args.child))
+        work(json.loads(args.child))
+        os._exit(0)  # gloo's threads may abort a normal exit
     if args.repeats < 1 or 1 not in args.workers or min(args.workers) < 1:
         fail("--repeats must be at least 1, and --workers must have 1 in it, to compare with")
     settings = [setting for setting in SETTINGS if args.only in setting]
@@ -242,7 +236,7 @@ def main(args):
         for _ in range(args.repeats):
             for count in args.workers:
                 rows.append(measure(setting, count))
-                write(args.output, rows)
+                keep(rows, args.output, COLUMNS)
     print(tables(rows))
     print(f"all runs: {args.output}")
 

@@ -12,7 +12,6 @@ seconds to its end begin with the process, imports and all.
 """
 
 import contextlib
-import csv
 import importlib.util
 import itertools
 import math
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
-from tools import ctrl_c_blocked, fail, parse, refuse_missing_folder, solve
+from tools import ctrl_c_blocked, fail, keep, parse, refuse_missing_folder, solve
 
 PEERS = {"vanilla_pg": "A2C", "trpo": "TRPO", "ppo": "PPO"}
 PARTS = "collect", "prepare", "update", "log"
@@ -276,7 +275,7 @@ def cells(rows):
     def column(what, name):
         return [float(row[name]) for row in rows if row["what"] == what]
 
-    def medians(name, form):
+    def medians_of_both(name, form):
         both = (statistics.median(column(what, name)) for what in ("ours", "peer"))
         return " / ".join(f"{number:{form}}" for number in both)
 
@@ -287,12 +286,12 @@ def cells(rows):
     return {
         "script": f"`{rows[0]['script']}.py`",
         "setting": rows[0]["setting"],
-        "steps/s": medians("steps_per_second", ",.0f"),
+        "steps/s": medians_of_both("steps_per_second", ",.0f"),
         "ratio": f"{ours / peer:.2f} ({min(pairs):.2f} to {max(pairs):.2f})",
         "of the environment alone": f"{ours / environment:.0%} of {environment:,.0f}",
         " / ".join(PARTS): " / ".join(f"{part / sum(parts):.0%}" for part in parts),
-        "memory, MiB": medians("memory", ",.0f"),
-        "first iteration, s": medians("first_iteration", ".1f"),
+        "memory, MiB": medians_of_both("memory", ",.0f"),
+        "first iteration, s": medians_of_both("first_iteration", ".1f"),
     }
 
 
@@ -333,6 +332,9 @@ def grow(args, write):
         matplotlib.use("Agg")
     except ImportError:
         fail("plots need matplotlib: pip install matplotlib")
+    from tools import plot  # only now, so that no program has to wait for its imports
+
+    plot.refuse_picture(args.growth)
     rows = []
     for option, values, options in GROWTH:
         for value, _ in itertools.product(values, range(args.repeats)):
@@ -342,16 +344,15 @@ def grow(args, write):
             rows.append(row)
             write(row)
             print(f"{setting}: {row['steps_per_second']:,.0f} steps/s", flush=True)
-    draw(rows, args.growth)
-    print(f"plot: {args.growth}")
+    plot.save(draw(rows), args.growth, dpi=120)
 
 
 def medians(groups, column):
     return [statistics.median(float(row[column]) for row in group) for group in groups]
 
 
-def draw(rows, path):
-    """Above steps per second, below the parts of a step's cost; medians of the runs."""
+def draw(rows):
+    """A figure: above steps per second, below the parts of a step's cost; medians of the runs."""
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(2, len(GROWTH), layout="constrained", sharex="col")
@@ -370,7 +371,7 @@ def draw(rows, path):
     panels[0, 0].set_ylabel("steps per second")
     panels[1, 0].set_ylabel("µs per step, stacked")
     panels[1, 0].legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def check_arguments(args):
@@ -378,6 +379,8 @@ def check_arguments(args):
         fail(f"--repeats must be at least 1, not {args.repeats}")
     if args.table and not args.solve:
         fail("--table needs --solve")
+    if [bool(x) for x in (args.solve, args.growth, args.against)].count(True) > 1:
+        fail("--solve, --growth and --against exclude each other")
     refuse_missing_folder(args.output)
     if args.growth:
         refuse_missing_folder(args.growth)
@@ -391,10 +394,7 @@ def main(args):
 
     def write(row):  # only now, so that a file that is there survives bad input
         rows.append(row)
-        with open(args.output, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, ("script", "setting", "what", *UNITS))
-            writer.writeheader()
-            writer.writerows(rows)
+        keep(rows, args.output, ("script", "setting", "what", *UNITS))
 
     if args.solve:
         if not args.table:

@@ -268,7 +268,9 @@ def append(ledger, row):
 
 
 def commands_of(ledger):
-    """The commands of the runs that are done. A row that a full disk has cut off is not one."""
+    """The commands of the runs that are done. A row that a full disk has cut off has no
+    command here if cells are missing, and is refused if its last one has no end.
+    """
     try:
         with open(ledger, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -277,7 +279,7 @@ def commands_of(ledger):
     except FileNotFoundError:
         return set()
     except (OSError, ValueError, csv.Error) as error:
-        fail(f"cannot read {ledger}: {error}")
+        fail(f"cannot read {ledger}: {error}: restore it, or remove a line that is cut off")
     if columns not in (None, COLUMNS):  # None: the file is empty
         known = ",".join(COLUMNS)
         fail(f"{ledger} must begin with {known}, without a byte order mark: restore it")
@@ -290,6 +292,8 @@ def check_arguments(args):
         fail(f"name a suite ({', '.join(SUITES)}), or give --scripts and --envs")
     if args.suite not in ("", *SUITES):
         fail(f"there is no suite {args.suite}, only {', '.join(SUITES)}")
+    if args.suite and (args.seeds, args.name) != (Args.seeds, Args.name):
+        fail("--seeds and --name are for a sweep of your own: a suite has its own")
     if args.jobs < 1 or args.seeds < 1:
         fail("--jobs and --seeds must be at least 1")
     for line in (*args.scripts, *args.envs):
@@ -321,16 +325,17 @@ def refuse_shared_folders(wanted, todo, results):
 
 
 def claim(todo, file):
-    """Lock a byte of the file for each run, so that no other sweep trains it too.
+    """Lock a byte of the file for each run's folder, so that no other sweep trains there too.
 
     The system unlocks them when this process ends, however it ends.
     """
     for run in todo if fcntl else []:
-        byte = zlib.crc32(run.command.encode())
+        byte = zlib.crc32(run.place.as_posix().encode())
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
         except (BlockingIOError, PermissionError):
-            fail(f"another sweep is at `{run.command}`: wait for it, or choose others with --only")
+            way_out = "wait for it, choose others with --only, or give another --name"
+            fail(f"another sweep trains in the folder of `{run.command}`: {way_out}")
 
 
 def record(run, code, known, run_dir, results):
