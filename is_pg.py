@@ -35,7 +35,7 @@ from common.networks import Normalizer, Policy, Value, make_head
 from common.returns import RewardScaler, gae
 from common.workers import average_gradients, average_metrics, gather
 
-# Numbers with a range: `check` applies the test, and quotes the words where it fails
+# Numbers with a range: `check` calls the test, and prints the words if it fails
 Seed = Annotated[int, "from 0 to 2**53", lambda x: 0 <= x <= 2**53]
 AtLeast1 = Annotated[int, "at least 1", lambda x: x >= 1]
 AtLeast2 = Annotated[int, "at least 2", lambda x: x >= 2]
@@ -76,7 +76,7 @@ class Args:
     policy_lr: ZeroToOne = 2e-3  # learning rate of the policy (capped for large images)
     policy_epochs: AtLeast1 = 4  # passes over each batch to improve the policy
     entropy_coef: ZeroToOne = 0.0  # weight of the entropy bonus
-    weighting: Literal["step", "trajectory", "per-decision"] = "step"  # what the weights correct
+    weighting: Literal["step", "trajectory", "per-decision"] = "step"  # which ratios are used
     weight_cap: Positive = math.inf  # larger importance weights are cut to this
 
 
@@ -86,7 +86,7 @@ class Batch(NamedTuple):
     obs: Tensor  # (B, …)
     actions: Tensor  # (B, …)
     advantages: Tensor  # (B,): mean 0, standard deviation 1 over all workers
-    returns: Tensor  # (B,): λ-returns, A + V
+    returns: Tensor  # (B,): λ-returns, V + A before A is normalized
     values: Tensor  # (B,): V(s) before the update
     old_dist: Distribution  # π_old(·|s) of batch shape (B,), without gradient
     old_log_probs: Tensor  # (B,): log π_old(a|s)
@@ -126,14 +126,13 @@ def weighted_advantages(log_ratio: Tensor, batch: Batch, args: Args) -> tuple[Te
 def update_policy(policy: Policy, optimizer: Adam, batch: Batch, args: Args) -> dict:
     """Improve the policy on a batch. Returns metrics that only this algorithm has."""
     for _ in range(args.policy_epochs):
-        dist = policy(batch.obs)
+        dist = policy(batch.obs)  # exactly π_old in the first epoch, so ρ = 1
         log_ratio = dist.log_prob(batch.actions) - batch.old_log_probs
         weights, weighted = weighted_advantages(log_ratio.detach(), batch, args)
         if args.weighting == "step" and args.weight_cap == math.inf:
-            # If ρ overflowed, its gradient would be NaN
-            ratio = log_ratio.clamp(max=20).exp()  # exactly 1 in the first epoch
+            ratio = log_ratio.clamp(max=20).exp()  # clamped, as an overflow would give NaN
             objective = (ratio * batch.advantages).mean()  # its gradient is E[ ρ A ∇log π ]
-        else:  # the gradient with the weighted advantage in place of ρ A
+        else:  # the same gradient, but with `weighted` in place of ρ A
             objective = (dist.log_prob(batch.actions) * weighted).mean()
         minimize(-(objective + entropy_bonus(dist, args)), optimizer, len(batch.obs), args)
     return {"weight_ess": weights.double().mean() ** 2 / weights.double().square().mean()}
@@ -151,7 +150,7 @@ def update_value(value: Value, optimizer: Adam, batch: Batch, args: Args) -> Non
 
 
 def minibatches(batch: Batch, args: Args) -> list[Batch]:
-    """Split at random into parts of minibatch_size; old_dist, valid, done stay whole.
+    """Split at random into parts of minibatch_size (but not old_dist, valid and done).
     Workers with more transitions take larger parts, so all take the same number of steps.
     """
     cuts = range(args.minibatch_size, batch.fewest, args.minibatch_size)
@@ -201,7 +200,7 @@ def collect(
         actions.append(action)
         all_obs[t + 1] = obs
         all_done[t + 1] = np.logical_or(terminated[t], truncated)
-    ended = all_done[1:]  # (T, N): which steps ended an episode
+    ended = all_done[1:]  # (T, N): which steps ended an episode, Batch.done
     valid = ~all_done[:-1]  # (T, N): the step after an end only resets
     # Estimate advantages
     flat_obs = torch.from_numpy(all_obs).to(args.device).flatten(0, 1)
@@ -259,7 +258,7 @@ def main(args: Args) -> int:
     check(args)
     with Run(args) as run:
         envs, obs, done = run.start_envs()
-        # The same weights in all workers; on a GPU, not the same noise again after a resume
+        # Same first weights in all workers; a resumed run on a GPU must not repeat its noise
         torch.manual_seed(args.seed + 2**32 * run.iteration)
         space = envs.single_observation_space
         normalizer = Normalizer(space.shape, args.normalize_obs, space.dtype)

@@ -36,7 +36,7 @@ from common.networks import Normalizer, Policy, Value, make_head
 from common.returns import RewardScaler, gae
 from common.workers import average, average_gradients, average_metrics, gather
 
-# Numbers with a range: `check` applies the test, and quotes the words where it fails
+# Numbers with a range: `check` calls the test, and prints the words if it fails
 Seed = Annotated[int, "from 0 to 2**53", lambda x: 0 <= x <= 2**53]
 AtLeast1 = Annotated[int, "at least 1", lambda x: x >= 1]
 AtLeast2 = Annotated[int, "at least 2", lambda x: x >= 2]
@@ -75,10 +75,10 @@ class Args:
     # the policy
     num_steps: AtLeast2 = 256  # steps of each environment in a rollout, T
     max_kl: ZeroToOne = 0.005  # radius of the trust region, δ
-    cg_iters: AtLeast1 = 10  # conjugate-gradient iterations at most
-    cg_tolerance: ZeroToOne = 1e-5  # they end at this residual, relative to the gradient
+    cg_iters: AtLeast1 = 10  # limit on the iterations of conjugate gradient
+    cg_tolerance: ZeroToOne = 1e-5  # stop at this residual, relative to the gradient
     cg_damping: ZeroToOne = 0.1  # multiple of the identity added to the Fisher matrix
-    backtrack_iters: AtLeast1 = 10  # step lengths that the line search tries at most
+    backtrack_iters: AtLeast1 = 10  # limit on the step lengths that are tried
     backtrack_coef: ZeroToOne = 0.8  # factor from one step length to the next
 
 
@@ -88,7 +88,7 @@ class Batch(NamedTuple):
     obs: Tensor  # (B, …)
     actions: Tensor  # (B, …)
     advantages: Tensor  # (B,): mean 0, standard deviation 1 over all workers
-    returns: Tensor  # (B,): λ-returns, A + V
+    returns: Tensor  # (B,): λ-returns, V + A before A is normalized
     values: Tensor  # (B,): V(s) before the update
     old_dist: Distribution  # π_old(·|s) of batch shape (B,), without gradient
     old_log_probs: Tensor  # (B,): log π_old(a|s)
@@ -127,7 +127,7 @@ def conjugate_gradient(matvec: Callable, b: Tensor, iters: int, tolerance: float
 
 def update_policy(policy: Policy, batch: Batch, args: Args) -> dict:
     """Improve the policy on a batch. Returns metrics that only this algorithm has."""
-    size = len(batch.obs)
+    size = len(batch.obs)  # the weight of this worker in `average`
     parameters = list(policy.parameters())
     old_parameters = parameters_to_vector(parameters).detach()
 
@@ -136,12 +136,12 @@ def update_policy(policy: Policy, batch: Batch, args: Args) -> dict:
         ratio = (dist.log_prob(batch.actions) - batch.old_log_probs).clamp(max=20).exp()  # finite
         return (ratio * batch.advantages).mean(), kl_divergence(batch.old_dist, dist).mean()
 
-    # At π_old, ρ is 1, the KL and its gradient are 0, and its Hessian is the Fisher matrix F
+    # At π_old, ρ = 1, the KL and its gradient are 0, and the KL's Hessian is the Fisher matrix F
     objective, kl = surrogate_and_kl()
     gradient = average(flat_grad(objective, parameters, retain_graph=True), size)
     kl_gradient = flat_grad(kl, parameters, create_graph=True)
 
-    def fisher_vector_product(v: Tensor) -> Tensor:  # (F + damping) v
+    def fisher_vector_product(v: Tensor) -> Tensor:  # (F + damping I) v
         product = flat_grad(kl_gradient @ v, parameters, retain_graph=True)
         return average(product, size) + args.cg_damping * v
 
@@ -152,9 +152,9 @@ def update_policy(policy: Policy, batch: Batch, args: Args) -> dict:
     curvature = direction @ fisher_vector_product(direction)
     if not curvature > 0:  # no gradient, NaN, or F not positive definite in floating point
         return metrics
-    full_step = (2 * args.max_kl / curvature).sqrt() * direction  # ½ sᵀ(F + damping) s = δ
+    full_step = (2 * args.max_kl / curvature).sqrt() * direction  # ½ sᵀ(F + damping I) s = δ
 
-    # The longest of the tried steps that improves the surrogate and keeps the true KL within δ
+    # Shorten the step until the surrogate improves and the true KL is at most δ
     old_objective = average(objective, size)
     for i in range(args.backtrack_iters):
         fraction = args.backtrack_coef**i
@@ -179,7 +179,7 @@ def update_value(value: Value, optimizer: Adam, batch: Batch, args: Args) -> Non
 
 
 def minibatches(batch: Batch, args: Args) -> list[Batch]:
-    """Split at random into parts of minibatch_size; old_dist, valid, done stay whole.
+    """Split at random into parts of minibatch_size (but not old_dist, valid and done).
     Workers with more transitions take larger parts, so all take the same number of steps.
     """
     cuts = range(args.minibatch_size, batch.fewest, args.minibatch_size)
@@ -229,7 +229,7 @@ def collect(
         actions.append(action)
         all_obs[t + 1] = obs
         all_done[t + 1] = np.logical_or(terminated[t], truncated)
-    ended = all_done[1:]  # (T, N): which steps ended an episode
+    ended = all_done[1:]  # (T, N): which steps ended an episode, Batch.done
     valid = ~all_done[:-1]  # (T, N): the step after an end only resets
     # Estimate advantages
     flat_obs = torch.from_numpy(all_obs).to(args.device).flatten(0, 1)
@@ -287,7 +287,7 @@ def main(args: Args) -> int:
     check(args)
     with Run(args) as run:
         envs, obs, done = run.start_envs()
-        # The same weights in all workers; on a GPU, not the same noise again after a resume
+        # Same first weights in all workers; a resumed run on a GPU must not repeat its noise
         torch.manual_seed(args.seed + 2**32 * run.iteration)
         space = envs.single_observation_space
         normalizer = Normalizer(space.shape, args.normalize_obs, space.dtype)

@@ -17,7 +17,7 @@ from common.workers import gather
 class Normalizer(nn.Module):
     """Flattens observations and standardizes them by the moments of all seen so far.
     The moments only change in `update`, not while a batch is collected and learned from.
-    Images (bytes, at least 5 × 5) are centered by their mean and divided by std, the largest byte.
+    Images (bytes, at least 5 × 5) are centered by their mean; `std` is then the largest byte.
     With enabled=False nothing is centered, and only images are scaled.
     """
 
@@ -45,7 +45,7 @@ class Normalizer(nn.Module):
             return
         obs = obs.reshape(len(obs), -1).to(torch.float32 if self.is_image else torch.float64)
         mean = obs.mean(0) if self.enabled else self.mean
-        # Images have one scale, or a pixel that hardly ever changes would outweigh the others
+        # One scale for all pixels: with its own, one that hardly ever changes would dominate
         spread = obs.max().expand_as(mean) if self.is_image else obs.var(0, correction=0)
         for size, moments in gather((len(obs), torch.stack([mean, spread]).cpu())):
             new_mean, new_spread = moments.to(self.mean.device)
@@ -119,7 +119,7 @@ class CNN(nn.Module):
 
     @property
     def lr_limit(self) -> float:
-        """The largest stable learning rate; 0 until the first update has seen the pixels."""
+        """A cap, chosen by trial; 0 until `Normalizer.update` has seen the first images."""
         return self.lr_if_centered if self.normalizer.count > 0 else 0.0
 
     def to_images(self, x: Tensor) -> Tensor:  # (B, …) to (B, channels, height, width)
@@ -136,7 +136,7 @@ class CNN(nn.Module):
 
 
 class StableCategorical(Categorical):
-    """Its KL stays finite where a probability is too small for a float, and torch's is inf."""
+    """Its KL stays finite if a probability underflows to 0, where torch's is inf."""
 
 
 class StableBernoulli(Bernoulli):
@@ -215,7 +215,7 @@ class GaussianHead(nn.Module):
         self.shape = space.shape
         half = space.high / 2 - space.low / 2  # high - low may overflow
         self.log_std = nn.Parameter(torch.tensor(np.log(np.clip(half / 2, 0.5, 1)).tolist()))
-        half = np.where(half < 1e15, half, 0)  # infinite, or as good as
+        half = np.where(half < 1e15, half, 0)  # 0 stands for (nearly) infinite bounds
         unit = np.where(half > 0, half / np.clip(half, 1, 3), 1)
         center = np.clip(0, space.low + half, space.high - half)
         self.register_buffer("unit", torch.tensor(unit.tolist()))

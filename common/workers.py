@@ -17,7 +17,7 @@ def average(x: Tensor, weight: float) -> Tensor:
     """The weighted mean of a tensor over the workers; x itself in a single process."""
     if not torch.distributed.is_initialized():
         return x
-    sums = weight * torch.cat([x.detach().flatten(), x.new_ones(1)])  # 1 for the weights
+    sums = weight * torch.cat([x.detach().flatten(), x.new_ones(1)])  # last: the weights
     torch.distributed.all_reduce(sums)
     return (sums[:-1] / sums[-1]).view_as(x)
 
