@@ -280,7 +280,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line, with the place where it was raised."""
+    """The first line of an error, with the place where it was raised."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     first_line = f"{type(error).__name__}: {error}".splitlines()[0]
     return f"{first_line} ({Path(place.filename).name}, line {place.lineno})"
@@ -470,7 +470,7 @@ class Run(ExitStack):
                 part.load_state_dict(self.saved[name])
             torch.set_rng_state(self.saved["rng"])
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
-            fail(f"the checkpoint in {self.folder} does not fit: {error}")
+            fail(f"the run {self.folder} does not fit: {' '.join(str(error).split())}")
 
     def make_folder(self) -> None:
         """Make a folder, with a suffix if its name is taken; a resumed run has one."""

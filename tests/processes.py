@@ -19,6 +19,15 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["worker", "vanilla_pg", "is_pg", "trpo", "ppo"])
 
 
+def wait_for(process, ready, seconds=120):
+    """Wait until something is so, while a process of subprocess runs."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it does not get there"
+        time.sleep(0.02)
+
+
 class Job:
     """A command in a session of its own; its processes and theirs are known by a mark."""
 
@@ -38,9 +47,7 @@ class Job:
         return [x for x in alive if wanted <= (x.info["environ"] or {}).items()]
 
     def wait_for(self, ready):
-        while not ready():
-            assert self.process.poll() is None, self.process.communicate()
-            time.sleep(0.02)
+        wait_for(self.process, ready)
 
     def end(self, timeout=60):
         """Its output, when all of it has ended; exit code and orphans are the test's concern."""

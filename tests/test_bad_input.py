@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from processes import rows, wait_for
 
 import ppo
 import trpo
@@ -230,11 +231,9 @@ def test_a_signal_saves_and_stops(signum, code, tmp_path):
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     )
     metrics = tmp_path / "run" / "metrics.csv"
-    while not (metrics.exists() and len(metrics.read_text(encoding="utf-8").splitlines()) > 2):
-        assert process.poll() is None
-        time.sleep(0.1)
+    wait_for(process, lambda: rows(tmp_path / "run") > 2)
     process.send_signal(signum)
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in err
     assert "run: run\n" in out
@@ -246,13 +245,12 @@ def test_a_second_signal_kills(tmp_path):
     sizes = ["--num-envs", "64", "--num-steps", "100000", "--total-steps", "10_000_000"]
     command = [sys.executable, ROOT / "ppo.py", *sizes, "--run-dir", "run"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "run" / "metrics.csv").exists():
-        assert process.poll() is None
-        time.sleep(0.1)
+    wait_for(process, (tmp_path / "run" / "metrics.csv").exists)
+    deadline = time.monotonic() + 60
     try:
-        for _ in range(2):  # the first one waits for the end of an iteration of minutes
+        while process.poll() is None and time.monotonic() < deadline:
+            process.send_signal(signal.SIGINT)  # the first waits for the end of the iteration
             time.sleep(0.5)
-            process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == -signal.SIGINT
+        assert process.poll() == -signal.SIGINT
     finally:
         process.kill()

@@ -1,12 +1,16 @@
 """Progress, status lines, rows and checkpoints of a run, at times that the tests choose."""
 
 import csv
+import importlib
 import io
 import json
 import math
 import os
+import re
 import signal
 import types
+from dataclasses import fields
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -17,8 +21,9 @@ from recording import make_batch
 
 import ppo
 from common import workers
-from common.networks import CategoricalHead
+from common.networks import CategoricalHead, StableCategorical
 
+SCRIPTS = ["vanilla_pg", "is_pg", "trpo", "ppo"]
 SMALL = dict(num_envs=2, num_steps=64, minibatch_size=64, policy_epochs=1, value_epochs=1)
 ROW = {"return_last100": 7.25, "return_mean": 99.0, "kl": 0.01, "steps_per_second": 20.0}
 
@@ -151,7 +156,9 @@ def test_a_checkpoint_of_other_weights_does_not_fit(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         ppo.main(ppo.Args(**(vars(args) | dict(resume=args.run_dir, total_steps=300))))
     assert stop.value.code == 2
-    assert "does not fit: Error(s) in loading state_dict" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "does not fit: Error(s) in loading state_dict for Policy: size mismatch" in said
+    assert said.count("\n") == 1
 
 
 def test_the_optimizers_go_on_where_they_were(tmp_path, monkeypatch):
@@ -433,3 +440,65 @@ def test_sizes_of_choices_have_any_integer_type(dtype):
     head = CategoricalHead(gym.spaces.MultiDiscrete([2, 4], dtype=dtype))
     assert head.shape == (2, 4)
     assert head.padding.tolist() == [[0, 0, -1e9, -1e9], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_ratio_that_would_overflow_is_e_to_the_20(script):
+    """The old policy was certain of the other action of the first transition."""
+    script = importlib.import_module(script)
+    old = StableCategorical(logits=torch.tensor([[0.0, -1000.0], [0.0, 0.0]]))
+    actions = torch.tensor([1, 0])
+    returns = torch.tensor([1.0, 2.0])
+    batch = make_batch(script, old, actions=actions, returns=returns, values=torch.zeros(2))
+    uniform = StableCategorical(logits=torch.zeros(2, 2))
+    metrics = script.measure(lambda obs: uniform, batch)
+    assert metrics["ratio_max"] == pytest.approx(math.exp(20))
+    assert metrics["ratio_mean"] == pytest.approx((math.exp(20) + 1) / 2)
+    assert metrics["ess"] == pytest.approx(0.5)
+    assert metrics["kl"] == pytest.approx(math.log(2) / 2)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_epsilon_of_adam(script, tmp_path):
+    script = importlib.import_module(script)
+    options = SMALL | dict(env_id="odd:Flags", run_dir=str(tmp_path / "run"), total_steps=100)
+    options = {name: x for name, x in options.items() if name in script.Args.__annotations__}
+    script.main(script.Args(**options))
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    names = [name for name in checkpoint if name.endswith("optimizer")]
+    assert len(names) == (1 if script.__name__ == "trpo" else 2)
+    for name in names:
+        assert checkpoint[name]["param_groups"][0]["eps"] == 1e-5
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_number_has_a_range(script, capsys):
+    """None may be negative, or NaN."""
+    script = importlib.import_module(script)
+    for field in fields(script.Args):
+        if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+            for x in (-1, math.nan):
+                with pytest.raises(SystemExit, match="2"):
+                    script.check(script.Args(**{field.name: x}))
+                option = f"--{field.name.replace('_', '-')} must be"
+                assert option in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_leaves_config_json_whole(tmp_path):
+    args = arguments(tmp_path, total_steps=100)
+    ppo.main(args)
+    config = tmp_path / "run" / "config.json"
+    before = config.read_bytes()
+    (tmp_path / "run" / "config.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        ppo.main(ppo.Args(**(vars(args) | dict(resume=args.run_dir, total_steps=300))))
+    assert config.read_bytes() == before
+
+
+def test_an_error_of_two_lines_is_described_by_its_first():
+    try:
+        raise ValueError("one\ntwo")
+    except ValueError as error:
+        described = ppo.describe(error)
+    assert re.fullmatch(r"ValueError: one \(test_bookkeeping.py, line \d+\)", described)

@@ -10,9 +10,7 @@ RUN = Path(__file__).parents[1] / ".ci" / "run"
 NEEDED = ["bash", "dirname", "mktemp", "rm", "mkdir", "touch"]
 INSTALL = ["apt-get update -qq", "apt-get install -qq -y chromium"]
 
-pytestmark = pytest.mark.skipif(
-    not (RUN.exists() and all(map(shutil.which, NEEDED))), reason="needs .ci/run and a shell"
-)
+pytestmark = pytest.mark.skipif(not all(map(shutil.which, NEEDED)), reason="needs a shell")
 
 
 def run_ci(folder, user, programs, bodies):

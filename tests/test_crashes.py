@@ -60,7 +60,7 @@ def test_killed_at_any_moment(env_id, tmp_path):
             time.sleep(1e-4)
         assert process.is_alive()
         process.kill()
-        process.join()
+        process.join(300)
         in_writing += len(half_written(tmp_path))
         after = sorted(tmp_path.glob("runs/*/ppo/*"), key=lambda run: len(run.name))
         assert all(path.read_bytes() == content for path, content in others.items())
@@ -132,7 +132,7 @@ def test_a_disk_that_gets_full_amid_a_checkpoint(share, run, tmp_path):
     args = run, int(share * size) - 1, tmp_path / "stderr"
     process = CONTEXT.Process(target=resume_with_little_space, args=args)
     process.start()
-    process.join()
+    process.join(300)
     assert process.exitcode == 1
     assert "File too large" in (tmp_path / "stderr").read_text(encoding="utf-8")
     assert 0 < (run / "checkpoint.tmp").stat().st_size < size
@@ -217,7 +217,7 @@ def test_runs_that_start_at_once_have_folders_of_their_own(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join()
+        process.join(300)
         assert process.exitcode == 0
     runs = list(tmp_path.glob("runs/CartPole-v1/ppo/*"))
     assert sorted(run.name for run in runs) == ["seed1", "seed1-2", "seed1-3", "seed1-4"]

@@ -223,6 +223,30 @@ def test_an_environment_may_speak_of_its_episodes_too(tmp_path):
     np.testing.assert_array_equal(plain[:, :8], own[:, :8])
 
 
+def test_the_order_of_wrappers(monkeypatch):
+    """The first one is the innermost, and those of a tool are around them."""
+
+    class Inner(gym.Wrapper):
+        pass
+
+    class Outer(gym.Wrapper):
+        pass
+
+    class Tool(gym.Wrapper):
+        pass
+
+    for wrapper in (Inner, Outer):
+        monkeypatch.setattr(gym.wrappers, wrapper.__name__, wrapper, raising=False)
+    names = ("gymnasium.wrappers:Inner", "gymnasium.wrappers:Outer")
+    envs = ppo.make_envs(ppo.Args(env_id="Acrobot-v1", wrappers=names), 1, [Tool])
+    env, found = envs.unwrapped.envs[0], []
+    while isinstance(env, gym.Wrapper):
+        found.append(type(env))
+        env = env.env
+    assert found[:3] == [Tool, Outer, Inner]
+    envs.close()
+
+
 def test_wrappers_go_around_an_environment_that_has_a_vectorized_form():
     """CartPole-v1 comes as arrays of cart-poles, which take no wrappers: they are made singly."""
     options = dict(wrappers=("gymnasium.wrappers:TimeAwareObservation",))

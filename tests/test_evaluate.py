@@ -22,6 +22,7 @@ from gymnasium.vector import AutoresetMode
 from processes import ROOT, Job
 
 import ppo
+import tools
 from tools import evaluate
 
 SMALL = dict(num_envs=2, num_steps=8, minibatch_size=8, total_steps=1)
@@ -196,8 +197,8 @@ def test_a_full_disk_is_said_after_the_returns(run, monkeypatch, capsys):
     def full(*_):
         raise OSError("No space left")
 
-    monkeypatch.setattr(evaluate, "add_row", full)
-    with pytest.raises(SystemExit):
+    monkeypatch.setattr(tools, "add_row", full)
+    with pytest.raises(SystemExit, match="1"):
         evaluate.main(evaluate.Args(run, episodes=2, output=f"{run}/evaluated.csv"))
     said = capsys.readouterr()
     assert "2 episodes" in said.out
@@ -255,6 +256,12 @@ def test_an_episode_depends_on_its_own_seed_alone(mode, noise, capsys):
     assert printed_returns(capsys, noise, episodes=1, seed=6, mode=mode) == seven[6:]
 
 
+def test_arrays_may_be_of_another_library(tmp_path, capsys):
+    run_dir = train(tmp_path / "run", env_id="odd:ForeignFlags")
+    evaluate.main(evaluate.Args(run_dir, episodes=2))
+    assert "returns: 4 4\n" in capsys.readouterr().out
+
+
 class Heads:
     """A policy that returns random numbers, and of which the mode is the observation."""
 
@@ -267,6 +274,7 @@ class Heads:
         self.rows = []
 
     def __call__(self, obs):
+        self.rows.append(len(obs))
         self.mode = obs
         return self
 
@@ -286,6 +294,7 @@ def test_actions_of_an_episode_come_from_a_generator_of_its_own():
     assert policy.rows == [1] * 6
     obs = torch.tensor([[1.0], [2], [3]])
     assert evaluate.act(policy, obs, True, states).tolist() == obs.tolist()
+    assert policy.rows == [1] * 9
 
 
 def test_the_mode_of_a_fair_coin_is_an_action():

@@ -108,7 +108,7 @@ def at_most(seconds):
 def said(run, *args):
     """The exit code of a call, and what it prints; no other exception than SystemExit comes."""
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), at_most(20):
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), at_most(60):
         try:
             code = run(*args)
         except SystemExit as stop:

@@ -52,3 +52,35 @@ def test_the_minimum_of_python_is_that_of_the_readme_and_of_ruff():
 def test_nothing_is_built_and_a_plain_run_needs_no_group():
     assert "build-system" not in PYPROJECT
     assert PYPROJECT["tool"]["uv"] == {"package": False, "default-groups": []}
+
+
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "docs/results/README.md"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_tests_that_a_page_names_exist(page):
+    sources = [path.read_text(encoding="utf-8") for path in ROOT.glob("tests/*.py")]
+    known = set(re.findall(r"^def (test_\w+)", "\n".join(sources), re.MULTILINE))
+    known |= {path.stem for path in ROOT.glob("tests/*.py")}
+    named = set(re.findall(r"\btest_\w+", page.read_text(encoding="utf-8")))
+    assert named <= known
+
+
+def test_the_links_of_the_pages_lead_to_files():
+    files = []
+    for page in PAGES:
+        links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        files += [page.parent / link for link in links if "://" not in link]
+    assert len(files) > 20
+    assert [path for path in files if not path.exists()] == []
+
+
+def test_the_lengths_in_the_details_are_those_of_the_files():
+    details = " ".join((ROOT / "docs/details.md").read_text(encoding="utf-8").split())
+    for script in ("vanilla_pg", "is_pg", "trpo", "ppo"):
+        lines = (ROOT / f"{script}.py").read_text(encoding="utf-8").splitlines()
+        assert f"{len(lines)} (`{script}.py`)" in details
+    common = [path.read_text(encoding="utf-8") for path in ROOT.glob("common/*.py")]
+    lines = sum(len(text.splitlines()) for text in common)
+    assert f"(`ppo.py`) and {lines}." in details
+    assert f"({lines} lines)" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -148,6 +148,7 @@ def test_kl_of_choices_whose_probability_underflows():
     assert 0 <= kl_divergence(old, new).item() < 1e-40
 
 
+@pytest.mark.slow
 def test_trpo_finds_steps_for_buttons(tmp_path):
     """With torch's own KL three line searches in four failed, once the policy was sure."""
     options = dict(num_envs=8, num_steps=128, max_kl=0.1, gamma=0.5, total_steps=60_000)

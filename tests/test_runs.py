@@ -64,7 +64,9 @@ def timeless(run_dir):
 
 
 def weights(run_dir):
-    return torch.load(run_dir / "checkpoint.pt", weights_only=True)["policy"]
+    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    names = ("policy", "value")
+    return {f"{name}.{key}": x for name in names for key, x in checkpoint[name].items()}
 
 
 def same_weights(one, other):

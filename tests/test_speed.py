@@ -1,6 +1,7 @@
 """tools.speed: what it counts, and the tables in README and docs that are made of it."""
 
 import csv
+import importlib
 import math
 import os
 import signal
@@ -15,6 +16,7 @@ import pytest
 from processes import Job
 
 import ppo
+import tools
 from tools import solve, speed
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +62,33 @@ def test_steps_of_the_environment_alone_are_real_ones(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: Pairs.steps)  # a second for each
     options = dict(env_id="Pairs-v0", num_envs=3)
     assert speed.run_environment("ppo", options, 100, None) == {"steps_per_second": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting", speed.SETTINGS, ids=lambda setting: f"{setting[0]} {setting[1]}"
+)
+def test_the_other_does_the_same_amount_of_work(setting):
+    """The agent itself knows its sizes."""
+    name, _, options, _ = setting
+    ours = importlib.import_module(name).Args(**options)
+    package = importlib.import_module("sb3_contrib" if name == "trpo" else "stable_baselines3")
+    policy, envs, policy_options = speed.peer_task(ours)
+    sizes = speed.peer_sizes(name, ours)
+    agent = getattr(package, speed.PEERS[name])(policy, envs, **sizes, **policy_options)
+    envs.close()
+    assert (agent.n_steps, agent.n_envs) == (ours.num_steps, ours.num_envs)
+    if name == "vanilla_pg":  # a step on the whole batch
+        assert ours.minibatch_size == ours.num_steps * ours.num_envs
+        assert ours.value_epochs == ours.policy_epochs == 1
+        return
+    assert agent.batch_size == ours.minibatch_size
+    if name == "ppo":
+        assert agent.n_epochs == ours.policy_epochs == ours.value_epochs
+        assert agent.policy.share_features_extractor == ("ALE/" not in ours.env_id)
+    else:
+        assert (agent.n_critic_updates, agent.cg_max_steps) == (ours.value_epochs, ours.cg_iters)
+        assert (agent.target_kl, agent.line_search_max_iter) == (ours.max_kl, ours.backtrack_iters)
 
 
 def rows_of(speeds, **columns):
@@ -117,6 +146,7 @@ def test_solved_is_a_mean_of_the_last_100_returns(returns, expected):
 @pytest.mark.parametrize("bar", [0, 1])
 def test_our_run_ends_when_it_is_solved(bar, monkeypatch):
     """Of Pairs, 256 slots are 85 episodes with their resets and one step more: 171 steps."""
+    gym.registry.pop("PairsSolved-v0", None)
     gym.register("PairsSolved-v0", Pairs)
     monkeypatch.setitem(solve.TASKS, "PairsSolved-v0", (bar, 3000))
     monkeypatch.setattr(ppo.Run, "log", ppo.Run.log)  # which is put back after the test
@@ -128,11 +158,41 @@ def test_our_run_ends_when_it_is_solved(bar, monkeypatch):
         assert result == {"steps": 3000}
 
 
+def test_our_run_has_its_seed(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(ppo, "main", lambda args: seeds.append(args.seed))
+    monkeypatch.setattr(ppo.Run, "log", ppo.Run.log)
+    for seed in (1, 3):
+        solve.solve_ours("ppo.py", "CartPole-v1", seed, 0.0)
+    assert seeds == [1, 3]
+
+
+def test_a_run_of_others_has_its_seed(monkeypatch):
+    """For its weights and actions, and for its environments."""
+    seeds, observations = [], []
+
+    class Agent:
+        def __init__(self, policy, envs, seed, **options):
+            seeds.append(seed)
+            observations.append(envs.reset())
+
+        def learn(self, steps, callback):
+            pass
+
+    monkeypatch.setattr(solve, "algorithm", lambda name: Agent)
+    for seed in (1, 3, 3):
+        solve.solve_other("PPO", "CartPole-v1", seed, 0.0)
+    assert seeds == [1, 3, 3]
+    assert (observations[1] == observations[2]).all()
+    assert (observations[0] != observations[1]).any()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["PPO", "TRPO", "PPO, tuned"])
 @pytest.mark.parametrize("bar", [0, 1])
 def test_a_run_of_others_ends_when_it_is_solved(program, bar, monkeypatch):
     """100 episodes of Pairs are 200 steps; they are counted after the step that ends them."""
+    gym.registry.pop("PairsSolved-v0", None)
     gym.register("PairsSolved-v0", Pairs)
     monkeypatch.setitem(solve.TASKS, "PairsSolved-v0", (bar, 3000))
     monkeypatch.setitem(solve.TUNED, ("PPO", "PairsSolved-v0"), dict(num_envs=10, steps=500))
@@ -172,7 +232,8 @@ def test_the_others_know_their_tuned_options(name, env_id):
 
 def test_runs_that_are_done_are_not_made_again(tmp_path):
     done, made = tmp_path / "solve.csv", []
-    solve.append(done, dict(environment="CartPole-v1", program="trpo.py", seed=1, steps=9))
+    row = dict(environment="CartPole-v1", program="trpo.py", seed=1, steps=9)
+    tools.add_row(done, row, solve.COLUMNS)
 
     def train(function, program, env_id, seed, started):
         made.append((function, program, env_id, seed))
@@ -209,7 +270,7 @@ def test_a_disk_that_is_full_is_said(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError("No space left")
 
-    monkeypatch.setattr(solve, "add_row", full)
+    monkeypatch.setattr(tools, "add_row", full)
     args = speed.Args(repeats=1, only="TRPO CartPole", output=str(tmp_path / "solve.csv"))
     with pytest.raises(SystemExit) as stop:
         solve.solve(args, lambda *job: dict(steps=7, seconds=1.5))
@@ -358,3 +419,20 @@ def test_times_to_a_solution(page):
     rows = solve.read(ROOT / "docs" / "speed_solve.csv")
     text = (ROOT / page).read_text(encoding="utf-8")
     assert solve.table(rows) in text, "python -m tools.pages writes it anew"
+
+
+def test_the_growth_of_a_run_is_drawn_from_its_own_rows(monkeypatch):
+    """Medians of the runs at each number of environments, by hand."""
+    pytest.importorskip("matplotlib").use("Agg")
+    monkeypatch.setattr(speed, "GROWTH", [("num_envs", [1, 2], None), ("hidden_size", [4], None)])
+    rows = [
+        dict(setting=setting, steps_per_second=x, collect=x, prepare=1, update=2, log=3)
+        for setting, numbers in [
+            ("num_envs 1", [10, 30, 20]),
+            ("num_envs 2", [50, 70, 60]),
+            ("hidden_size 4", [7, 9, 8]),
+        ]
+        for x in numbers
+    ]
+    above = [axes.lines[0].get_ydata() for axes in speed.draw(rows).axes[:2]]
+    assert [list(y) for y in above] == [[20, 60], [8]]

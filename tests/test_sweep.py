@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from processes import wait_for
 
 from tools import plot, sweep
 
@@ -280,7 +281,7 @@ def test_so_many_jobs_run_at_the_same_time(tmp_path, monkeypatch):
 
     def train(run, runs, children):
         running.append(run)
-        deadline = time.time() + 5
+        deadline = time.time() + 60
         while len(running) < 2 and time.time() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)
@@ -448,9 +449,7 @@ def test_an_interrupted_run_starts_anew(tmp_path):
     command += ["--envs", "CartPole-v1 --total-steps 20000"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8")
     metrics = tmp_path / "runs/sweep/CartPole-v1/ppo/seed1/metrics.csv"
-    while not (metrics.exists() and metrics.stat().st_size):
-        assert process.poll() is None
-        time.sleep(0.1)
+    wait_for(process, lambda: metrics.exists() and metrics.stat().st_size)
     os.kill(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -57,7 +57,7 @@ class Noise(gym.Env):
         return self.obs, reward, self.np_random.random() < 0.1, False, {}
 
 
-gym.register("Noise-v0", Noise)
+gym.register("SignNoise-v0", Noise)
 
 
 def expected_row(old_policy, new_policy, batch, episodes):
@@ -85,7 +85,7 @@ def expected_row(old_policy, new_policy, batch, episodes):
 
 def test_columns(watched, tmp_path):
     # Large steps, so that what is mirrored or upside down is far off; nothing else moves a policy
-    options = dict(policy_lr=0.02, normalize_obs=False, total_steps=8000, env_id="Noise-v0")
+    options = dict(policy_lr=0.02, normalize_obs=False, total_steps=8000, env_id="SignNoise-v0")
     ppo.main(ppo.Args(run_dir=str(tmp_path / "run"), **SIZES, **options))
     with open(tmp_path / "run" / "metrics.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

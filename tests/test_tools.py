@@ -214,12 +214,11 @@ def test_files_are_read_and_written_as_utf_8(path):
     assert calls_without_encoding(path.read_text(encoding="utf-8")) == []
 
 
-def test_rows_are_kept_one_by_one_and_the_first_begins_anew(tmp_path, monkeypatch, capsys):
-    path, rows = tmp_path / "rows.csv", []
+def test_rows_are_kept_one_by_one(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "rows.csv"
     path.write_text("of yesterday\n", encoding="utf-8")
-    for x in (1, 2):
-        rows.append(dict(a=x))
-        tools.keep(rows, path, ["a", "b"])
+    tools.keep_row(path, dict(a=1), ["a", "b"], anew=True)
+    tools.keep_row(path, dict(a=2), ["a", "b"])
     assert path.read_text(encoding="utf-8").splitlines() == ["a,b", "1,", "2,"]
 
     def full(*_):
@@ -227,6 +226,6 @@ def test_rows_are_kept_one_by_one_and_the_first_begins_anew(tmp_path, monkeypatc
 
     monkeypatch.setattr(tools, "add_row", full)
     with pytest.raises(SystemExit, match="1"):
-        tools.keep([*rows, dict(a=3)], path, ["a", "b"])
+        tools.keep_row(path, dict(a=3), ["a", "b"])
     assert "rows.csv: No space left" in capsys.readouterr().err
     assert len(path.read_text(encoding="utf-8").splitlines()) == 3

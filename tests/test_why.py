@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib
 import io
 import itertools
 import re
@@ -435,3 +436,27 @@ def test_an_interrupted_measurement_changes_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         why.update(None, why.Args(output=str(tmp_path), measure=True))
     assert (tmp_path / "update.csv").read_text(encoding="utf-8") == "all batches"
+
+
+@pytest.mark.parametrize(("script", "epochs", "steps"), [("vanilla_pg", 3, 3), ("is_pg", 2, 2)])
+def test_a_step_of_the_figure_is_so_many_epochs_of_the_script(script, epochs, steps, monkeypatch):
+    """Each epoch is one step on the whole batch, with the learning rate of the figure."""
+    module, rates = importlib.import_module(script), []
+
+    def minimize(loss, optimizer, num_transitions, args):
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(module, "minimize", minimize)
+    caught, batch, _ = why.catch("CartPole-v1", 1, 1)
+    for count, expected in ((0, 0), (epochs, steps)):
+        rates.clear()
+        why.step(script, caught, batch, count, dict(policy_lr=0.25))
+        assert rates == [0.25] * expected
+
+
+def test_a_step_of_the_figure_is_one_of_trpo(monkeypatch):
+    calls = []
+    monkeypatch.setattr(why.trpo, "update_policy", lambda *args: calls.append(args))
+    for epochs in (0, 1):
+        why.step("trpo", None, None, epochs, {})
+        assert len(calls) == epochs

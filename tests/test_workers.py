@@ -55,7 +55,7 @@ def test_workers_do_what_one_does_with_all_the_data(count, tmp_path):
         ]
         processes += worker.start_workers(folder, workers, runs)
     for process in processes:
-        process.join()
+        process.join(300)
         assert process.exitcode == 0, [
             path.read_text(encoding="utf-8") for path in tmp_path.glob("*/stderr-*")
         ]
@@ -102,7 +102,7 @@ def test_workers_take_as_many_steps_each(tmp_path):
         for name, case in cases.items()
     ]
     for process in worker.start_workers(tmp_path, 2, runs):
-        process.join()
+        process.join(300)
         assert process.exitcode == 0, [
             path.read_text(encoding="utf-8") for path in tmp_path.glob("stderr-*")
         ]

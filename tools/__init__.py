@@ -94,12 +94,12 @@ def add_row(path, row, columns):
         raise
 
 
-def keep(rows, path, columns):
-    """Add the last row to a CSV file; the first one begins the file anew. Exits if it cannot."""
+def keep_row(path, row, columns, anew=False):
+    """Add a line to a CSV file, or begin the file anew with it. Exits if it cannot be written."""
     try:
-        if len(rows) == 1:
+        if anew:
             Path(path).unlink(missing_ok=True)
-        add_row(path, rows[-1], columns)
+        add_row(path, row, columns)
     except OSError as error:
         fail(f"cannot write {path}: {error}", 1)
 

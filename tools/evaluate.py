@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 
-from tools import add_row, fail, parse, refuse_missing_folder
+from tools import fail, keep_row, parse, refuse_missing_folder
 
 OPENGL = {"egl": "EGL", "osmesa": "OSMesa"}  # MuJoCo without a display: the library it needs
 NOOP, FIRE = 0, 1  # buttons of Atari
@@ -236,14 +236,6 @@ def set_up(script, trained, checkpoint, args, opened):
     return envs, policy, stage
 
 
-def append_row(path, row):
-    """Add a line to a CSV file, or say why that is not possible."""
-    try:
-        add_row(path, row, row)
-    except OSError as error:
-        fail(f"cannot write {path}: {error}")
-
-
 def choose_opengl():
     """Have MuJoCo draw without a display, on Linux. Returns a sentence if it cannot.
 
@@ -328,7 +320,7 @@ def main(args):
                 return_std=f"{returns.std():.9g}",
                 length_mean=lengths.mean(),
             )
-            append_row(args.output, row)
+            keep_row(args.output, row, row)
         if stage:
             film(stage, policy, args, trained)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 
-from tools import fail, keep, parse, refuse_missing_folder
+from tools import fail, keep_row, parse, refuse_missing_folder
 
 SENT = ["reduces", "reduced", "gathers", "gathered"]  # all-reduces, their bytes, and so on
 MEASURED = ["steps_per_second", "iteration", *SENT, "waiting", "one_number", "million_numbers"]
@@ -235,8 +235,9 @@ def main(args):
     for setting in settings:
         for _ in range(args.repeats):
             for count in args.workers:
-                rows.append(measure(setting, count))
-                keep(rows, args.output, COLUMNS)
+                row = measure(setting, count)
+                keep_row(args.output, row, COLUMNS, anew=not rows)
+                rows.append(row)
     print(tables(rows))
     print(f"all runs: {args.output}")
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tools import add_row, fail
+from tools import fail, keep_row
 
 TASKS = {  # environment: the bar, steps of our runs
     "CartPole-v1": (475, 200_000),
@@ -254,10 +254,6 @@ def read(path: str) -> list[dict]:
         return [row for row in reader if None not in row.values()]
 
 
-def append(path: str, row: dict) -> None:
-    add_row(path, row, COLUMNS)
-
-
 def solve(args: Any, in_a_new_process: Callable) -> None:
     """Make the runs that are not in the file yet, one after the other."""
     if not any(args.only in f"{program} {env_id}" for env_id in TASKS for program in PROGRAMS):
@@ -269,10 +265,8 @@ def solve(args: Any, in_a_new_process: Callable) -> None:
             continue
         train = solve_ours if program in OURS else solve_other
         result = in_a_new_process(train, program, env_id, seed, time.time())
-        try:
-            append(args.output, dict(environment=env_id, program=program, seed=seed) | result)
-        except OSError as error:
-            fail(f"cannot write {args.output}: {error}", 1)
+        row = dict(environment=env_id, program=program, seed=seed) | result
+        keep_row(args.output, row, COLUMNS)
         seconds = f"{result['seconds']:.1f} s" if "seconds" in result else "not solved"
         print(f"{program} {env_id}, seed {seed}: {seconds}", flush=True)
 

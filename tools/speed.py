@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
-from tools import ctrl_c_blocked, fail, keep, parse, refuse_missing_folder, solve
+from tools import ctrl_c_blocked, fail, keep_row, parse, refuse_missing_folder, solve
 
 PEERS = {"vanilla_pg": "A2C", "trpo": "TRPO", "ppo": "PPO"}
 PARTS = "collect", "prepare", "update", "log"
@@ -393,8 +393,9 @@ def main(args):
     rows = []
 
     def write(row):  # only now, so that a file that is there survives bad input
+        columns = ("script", "setting", "what", *UNITS)
+        keep_row(args.output, row, columns, anew=not rows)
         rows.append(row)
-        keep(rows, args.output, ("script", "setting", "what", *UNITS))
 
     if args.solve:
         if not args.table:

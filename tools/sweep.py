@@ -268,8 +268,8 @@ def append(ledger, row):
 
 
 def commands_of(ledger):
-    """The commands of the runs that are done. A row that a full disk has cut off has no
-    command here if cells are missing, and is refused if its last one has no end.
+    """The commands of the runs that are done; a row that lacks cells, as a full disk may leave
+    it, is not one. Exits if the last row breaks off within quotation marks.
     """
     try:
         with open(ledger, encoding="utf-8", newline="") as file:
