@@ -76,6 +76,17 @@ def test_two_workers_are_measured(monkeypatch):
     assert set(row) == set(scale.COLUMNS)
 
 
+def test_what_is_printed_after_the_runs_is_what_the_file_gives(tmp_path):
+    """A worker alone sends nothing and times no messages: 0 in the one place, "" in the other."""
+    sent = dict.fromkeys([*scale.SENT, "waiting"], 0.0)
+    row = dict(setting="x", workers=1, steps_per_second=90.0, iteration=2.0) | sent
+    scale.keep_row(tmp_path / "scale.csv", row, scale.COLUMNS)
+    with open(tmp_path / "scale.csv", encoding="utf-8", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert scale.tables([row]) == scale.tables(read)
+    assert "| x | 1 | 90 | 1.00 | 2 | 0 | 0 | 0 | 0 | 0 |" in scale.tables(read)
+
+
 def test_the_tables_of_the_page_are_those_of_the_measurements():
     with open(ROOT / "docs" / "scale.csv", encoding="utf-8", newline="") as file:
         tables = scale.tables(list(csv.DictReader(file)))

@@ -146,11 +146,16 @@ def measure(setting, count):
     return dict(setting=setting, workers=count) | row
 
 
+def number(cell):
+    """A cell as a number, whether it was just measured or comes from a file. NaN if it is empty."""
+    return math.nan if cell in (None, "") else float(cell)
+
+
 def medians(rows):
     """{setting: {workers: {column: median of the runs}}}"""
     groups = defaultdict(list)
     for row in rows:
-        numbers = {column: float(row.get(column) or "nan") for column in MEASURED}
+        numbers = {column: number(row.get(column)) for column in MEASURED}
         groups[row["setting"], int(row["workers"])].append(numbers)
     found = defaultdict(dict)
     for (setting, count), runs in groups.items():
