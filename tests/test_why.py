@@ -359,6 +359,15 @@ def test_mean_and_deviation():
     assert why.mean_and_deviation([1000.0, 2000.0, 3000.0]) == "2,000 ± 816 (3)"
 
 
+def test_the_highest_point_is_that_of_the_mean():
+    """Its own highest point is 240 in the second run, where the mean is 120."""
+    first = dict(step=[50, 90, 110, 200], return_last100=[400.0, 100.0, 100.0, 0.0])
+    second = dict(step=[90, 110, 198], return_last100=[200.0, 200.0, 240.0])
+    assert why.highest([first, second]) == "150 ± 50 (2)"
+    assert why.highest([second]) == "240 (1)"
+    assert why.highest([]) == ""
+
+
 def test_figures_are_committed_and_shown():
     for figure in set(why.FIGURES) - set(OF_RESULTS):
         assert f"](why/{figure}.png)" in DOCUMENT

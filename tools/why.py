@@ -683,13 +683,14 @@ def published(script, pyplot, args):
     runs = plot.read_runs(folders, "return_last100")
     others = PUBLISHED[script]
     envs = {env for env in runs if "-v5" in env}.union(*others.values())
-    heads = ["environment", f"`{script}.py`", "most likely actions"]
+    heads = ["environment", f"`{script}.py`", "at its highest", "most likely actions"]
     if script == "trpo":
         heads.append("with the Zoo's options")
     heads += others
     print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|")
     for env in sorted(envs):
-        cells = [env, trained(runs.get(env, {}).get(script, []))]
+        series = runs.get(env, {}).get(script, [])
+        cells = [env, trained(series), highest(series)]
         env_id, _, options = env.partition(" ")
         file = "evaluated_as_in_v3.csv" if options else "evaluated.csv"
         cells.append(evaluated(f"{args.results}/{file}", script, env_id))
@@ -702,6 +703,15 @@ def published(script, pyplot, args):
 def trained(series):
     """What runs end with."""
     return mean_and_deviation([rows["return_last100"][-1] for rows in series])
+
+
+def highest(series):
+    """What runs have come to at the step at which their mean is highest."""
+    if not series:
+        return ""
+    _, curves = plot.interpolate(series, "return_last100", hold=True)
+    step = np.nanargmax(curves.mean(axis=0))
+    return mean_and_deviation(curves[:, step].tolist())
 
 
 def evaluated(path, script, env):
