@@ -58,8 +58,8 @@ class Args:
     gae_lambda: ZeroToOne = 0.95  # GAE's λ: 0 for low variance of the advantages, 1 for low bias
     normalize_obs: bool = True  # with their running mean and standard deviation
     normalize_rewards: bool = True  # with the running standard deviation of discounted returns
-    hidden_size: AtLeast1 = 64  # units per hidden layer (512 for images of 36 pixels or more)
-    value_lr: ZeroToOne = 1e-3  # learning rate of V (capped for such images)
+    hidden_size: AtLeast1 = 64  # units per hidden layer (512 for images of at least 36 × 36)
+    value_lr: ZeroToOne = 1e-3  # learning rate of V (capped for large images)
     value_epochs: AtLeast1 = 10  # passes over each batch to fit the value function
     minibatch_size: AtLeast1 = 256  # transitions in a minibatch, in each process
     max_grad_norm: Positive = 0.5  # larger gradient norms are scaled down to this
@@ -239,7 +239,7 @@ def main(args: Args) -> int:
     check(args)
     with Run(args) as run:
         envs, obs, done = run.start_envs()
-        # Same first weights in all workers; a resumed run on a GPU must not repeat its noise
+        # Same first weights in all workers. A GPU's noise is not saved, so each resume has its own
         torch.manual_seed(args.seed + 2**32 * run.iteration)
         space = envs.single_observation_space
         normalizer = Normalizer(space.shape, args.normalize_obs, space.dtype)
@@ -330,11 +330,22 @@ class Guard(VectorWrapper):
         self.env.close(**kwargs)
 
 
+def ignore_signals(env: gym.Env, run_pid: int) -> gym.Env:
+    """Have the process of an environment leave Ctrl-C and SIGTERM to the run."""
+    if os.getpid() != run_pid:  # the run has an example of the environment in its own process
+        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+    return env
+
+
 def make_envs(args: Args, num_envs: int, wrappers: list | tuple = (), **kwargs: Any) -> VectorEnv:
     """Environments that step together, with observations in one Box and returns recorded."""
     options = json.loads(args.env_kwargs) | kwargs
     mode = options.setdefault("vectorization_mode", args.vectorization_mode)
     all_wrappers = [resolve_name(name) for name in args.wrappers] + list(wrappers)
+    if mode == "async":
+        run_pid = os.getpid()
+        all_wrappers.insert(0, lambda env: ignore_signals(env, run_pid))
     if all_wrappers:  # an environment's own vector form does not take them
         options |= {"wrappers": all_wrappers, "vectorization_mode": mode or "sync"}
     elif "ALE/" in args.env_id and not mode:
@@ -395,7 +406,6 @@ class Run(ExitStack):
                 fail(f"--{name.replace('_', '-')} cannot change: start a new run")
         self.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(min(args.num_threads, os.cpu_count()))
-        self.pid = os.getpid()
         self.signals = []
         for signum in (signal.SIGINT, signal.SIGTERM):
             with suppress(ValueError):  # in a thread that is not the main one
@@ -404,8 +414,6 @@ class Run(ExitStack):
 
     def stop(self, signum: int, frame: Any) -> None:
         """The first signal ends training after this iteration; repeating it kills."""
-        if os.getpid() != self.pid:
-            return  # in the process of an environment, which ends when the run does
         self.signals.append(signum)
         signal.signal(signum, signal.SIG_DFL)
 
@@ -579,7 +587,7 @@ class Run(ExitStack):
 
 if __name__ == "__main__":
     with suppress(AttributeError):  # a replacement for stdout may lack it
-        sys.stdout.reconfigure(errors="replace")  # ? for γ where the encoding has none
+        sys.stdout.reconfigure(errors="replace")  # prints ? if γ cannot be encoded
     args = tyro.cli(Args)
     if args.resume:  # parse again, with that run's options as defaults
         args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume)["args"]))

@@ -57,8 +57,8 @@ class Normalizer(nn.Module):
             old = 1 - new
             shift = new_mean - self.mean
             if not self.is_image:
-                both = old * self.std.double() ** 2 + new * new_spread + old * new * shift**2
-                self.std.copy_(both.sqrt().clamp(min=1e-8))  # not 0 for what never changes
+                variance = old * self.std.double() ** 2 + new * new_spread + old * new * shift**2
+                self.std.copy_(variance.sqrt().clamp(min=1e-8))  # not 0 for what never changes
             self.mean += new * shift
 
 
@@ -88,7 +88,7 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """The network of Mnih et al. 2015, or a smaller one for images under 36 pixels."""
+    """The network of Mnih et al. 2015, or a smaller one for images under 36 × 36."""
 
     def __init__(self, normalizer: Normalizer, hidden_size: int, num_outputs: int, gain: float):
         super().__init__()
@@ -197,7 +197,7 @@ class BernoulliHead(nn.Module):
         return Independent(dist, len(self.shape), validate_args=False)
 
     def sample(self, outputs: Tensor) -> Tensor:
-        return torch.bernoulli(outputs.sigmoid())
+        return torch.bernoulli(outputs.sigmoid().nan_to_num())  # it refuses NaN
 
     def to_env(self, actions: Tensor) -> np.ndarray:
         return actions.numpy(force=True).astype(self.space.dtype)
@@ -217,7 +217,7 @@ class GaussianHead(nn.Module):
         self.log_std = nn.Parameter(torch.tensor(np.log(np.clip(half / 2, 0.5, 1)).tolist()))
         half = np.where(half < 1e15, half, 0)  # 0 stands for (nearly) infinite bounds
         unit = np.where(half > 0, half / np.clip(half, 1, 3), 1)
-        center = np.clip(0, space.low + half, space.high - half)
+        center = np.clip(0, space.low + half, space.high - half)  # middle, or nearest 0
         self.register_buffer("unit", torch.tensor(unit.tolist()))
         self.register_buffer("center", torch.tensor(center.tolist()))
         self.register_load_state_dict_pre_hook(self.add_units)

@@ -334,17 +334,22 @@ def test_event_files_go_on_after_the_last_saved_step(tmp_path, monkeypatch):
     assert purged == [1, 105]
 
 
-@pytest.mark.parametrize("is_fork", [False, True])
-def test_a_signal_counts_only_in_the_process_of_the_run(is_fork):
-    """The processes of environments are forks that have its handler."""
-    before = signal.getsignal(signal.SIGINT)
-    run = types.SimpleNamespace(pid=os.getpid() + is_fork, signals=[])
-    try:
-        ppo.Run.stop(run, signal.SIGINT, None)
-        assert run.signals == ([] if is_fork else [signal.SIGINT])
-        assert signal.getsignal(signal.SIGINT) == (before if is_fork else signal.SIG_DFL)
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_the_second_of_two_signals_kills(tmp_path):
+    with ppo.Run(arguments(tmp_path)) as run:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert run.signals == [signal.SIGINT]
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == run.stop
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_a_signal_counts_only_in_the_process_of_the_run(is_elsewhere, signum, tmp_path):
+    """The run has an example of the environment in its own process."""
+    with ppo.Run(arguments(tmp_path)) as run:
+        assert ppo.ignore_signals("env", os.getpid() + is_elsewhere) == "env"
+        os.kill(os.getpid(), signum)
+        assert run.signals == ([] if is_elsewhere else [signum])
 
 
 def test_the_number_of_workers_is_recorded(tmp_path, monkeypatch):

@@ -64,6 +64,14 @@ def enumerate_actions(space, outputs):
     return np.reshape(joint, (-1, *space.shape)), np.array(probs)
 
 
+@pytest.mark.parametrize("space", [*DISCRETE, *BOX], ids=str)
+def test_nan_is_no_error_in_acting(space):
+    """The last observation of an episode may be NaN, and the action there is not taken."""
+    policy, _ = make(space, seed=0)
+    actions = policy.sample(torch.full((1, 2), math.nan))
+    assert policy.head.to_env(actions).shape == (1, *space.shape)
+
+
 @pytest.mark.parametrize("space", DISCRETE, ids=str)
 def test_discrete_distributions_by_enumeration(space):
     (policy, outputs), (other, other_outputs) = make(space, seed=0), make(space, seed=1)

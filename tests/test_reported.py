@@ -75,19 +75,31 @@ def test_an_environment_that_fails_ends_the_run_in_a_sentence(name, mode, how, w
     assert importlib.import_module(name).load_checkpoint(tmp_path / "run")["progress"][1] > 0
 
 
-@pytest.mark.parametrize("ending", ["nan", "device", "signals"])
-def test_no_process_of_an_environment_outlives_the_run(ending, tmp_path):
+@pytest.mark.parametrize(
+    ("ending", "context"),
+    [
+        ("nan", "fork"),
+        ("device", "fork"),
+        ("SIGINT", "fork"),
+        ("SIGINT", "spawn"),  # the default of macOS and Windows
+        ("SIGINT", "forkserver"),  # that of Linux from Python 3.14 on
+        ("SIGTERM", "fork"),
+        ("SIGTERM", "spawn"),
+    ],
+)
+def test_no_process_of_an_environment_outlives_the_run(ending, context, tmp_path):
+    kwargs = dict(at=3 if ending == "nan" else 99, vector_kwargs=dict(context=context))
     options = ["--vectorization-mode", "async", "--total-steps", 10**7, "--env-id", "odd:Shown"]
-    options += ["--env-kwargs", json.dumps(dict(at=3 if ending == "nan" else 99))]
+    options += ["--env-kwargs", json.dumps(kwargs)]
     options += ["--device", "cuda:99"] if ending == "device" else []
     job = Job([ROOT / "ppo.py", *COMMAND, *options], tmp_path)
-    if ending == "signals":
+    if ending.startswith("SIG"):
         job.wait_for(lambda: rows(tmp_path / "run") > 1)
         for process in job.alive():  # as Ctrl-C in a terminal reaches all of them
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.Signals[ending])
     code, out, err = job.end(timeout=120)
-    assert code == dict(nan=1, device=2, signals=130)[ending]
-    assert err.count("\n") == (0 if ending == "signals" else 1), err
+    assert code == dict(nan=1, device=2, SIGINT=130, SIGTERM=143)[ending]
+    assert err.count("\n") == (0 if ending.startswith("SIG") else 1), err
     assert "Traceback" not in out + err
     assert not job.alive()
 
