@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from gymnasium import spaces
+from torch.distributions import kl_divergence
 
 from tools import single_file
 
@@ -212,7 +214,66 @@ def test_everything_in_a_file_is_used(script):
 
     loads = [{x.id for x in ast.walk(node) if used(x)} for node in body]
     for i, node in enumerate(body):
+        if isinstance(node, ast.FunctionDef) and node.decorator_list:
+            continue  # its decorator uses it
         assert set(defined([node])) <= set().union(*loads[:i], *loads[i + 1 :])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    ("space", "outputs"),
+    [(spaces.Discrete(2), [[100.0, -100.0]]), (spaces.MultiBinary(1), [[200.0]])],
+)
+def test_a_file_has_the_kl_of_common(script, space, outputs):
+    """PyTorch finds it by its decorator, though no line reads its name; its own KL is infinite."""
+    names = {"__name__": "one_file"}
+    exec(compile(RESULTS[script], "one_file", "exec"), names)
+    head = names["make_head"](space)
+    old, new = head(torch.tensor(outputs)), head(-torch.tensor(outputs))
+    assert kl_divergence(old, new).item() == pytest.approx(200)
+
+
+REGISTRY = """KINDS = {}
+
+
+def register(kind):
+    return lambda function: KINDS.setdefault(kind, function)
+
+
+class Mine:
+    pass
+
+
+class Other:
+    pass
+
+
+@register(Mine)
+def of_mine(x):
+    return Other, x
+
+
+@register(Unused)
+def of_unused(x):
+    return x
+
+
+@functools.cache
+def never(x):
+    return x
+"""
+
+
+def test_what_registers_itself_comes_with_what_it_is_for(tmp_path):
+    """And with all that it reads. Unused is not there, nor is a decorator of another library."""
+    unused = "class Unused:\n    pass\n\n\n"
+    start, end = REGISTRY.split("class Other")
+    written(tmp_path / "common", f"import functools\n\n{start}{unused}class Other{end}", "kinds.py")
+    text = "from common.kinds import KINDS, Mine\n\nprint(KINDS[Mine](1))\n"
+    found = single_file.single_file(written(tmp_path, text))
+    kept = ["KINDS", "register", "Mine", "Other", "of_mine"]
+    assert defined(ast.parse(found).body) == kept
+    exec(compile(found, "found", "exec"), {})
 
 
 def test_on_the_command_line(tmp_path):

@@ -147,6 +147,22 @@ def reachable(names, pieces):
     return found
 
 
+def with_registered(used, library):
+    """The names, and those of functions that are registered for them and read by no one.
+
+    As `@register_kl(Mine, Mine)` does, a decorator's arguments say what a function is for.
+    """
+    defined = set().union(*(x.binds for x in library if not x.text))
+    for piece in library:
+        decorators = getattr(piece.node, "decorator_list", [])
+        given = [x for call in decorators if isinstance(call, ast.Call) for x in call.args]
+        names = {x.id for node in given for x in ast.walk(node) if isinstance(x, ast.Name)}
+        subjects = names & defined
+        if subjects and subjects <= used and not piece.binds <= used:
+            return with_registered(reachable(used | piece.binds, library), library)
+    return used
+
+
 def used_parts(files):
     """What the last of the files uses of the others, in their order."""
     *others, script = files.values()
@@ -154,7 +170,7 @@ def used_parts(files):
     own = [x for x in script if not x.common]
     imported = set().union(*(x.binds for x in script if x.common))
     wanted = [name for x in own for name in x.reads & imported]
-    used = reachable(wanted, library)
+    used = with_registered(reachable(wanted, library), library)
     parts = [x for x in library if x.binds & used]
     check_meanings(own + parts, files)
     return parts
