@@ -48,6 +48,25 @@ def test_films_are_side_by_side_and_a_short_one_begins_again(tmp_path, capsys):
     assert "20 frames of 54 × 16" in capsys.readouterr().out
 
 
+def test_a_picture_that_cannot_be_encoded_costs_no_older_one(tmp_path, capsys, monkeypatch):
+    """As one that is too wide for its format; Pillow's errors are of many types."""
+
+    def save(picture, file, *args, **options):
+        file.write(b"half")
+        raise ValueError("too wide")
+
+    monkeypatch.setattr(animation, "read_frames", lambda *_: [Image.new("RGB", (8, 8))])
+    monkeypatch.setattr(animation, "newest_film", lambda run_dir: run_dir)
+    monkeypatch.setattr(Image.Image, "save", save)
+    output = tmp_path / "both.gif"
+    output.write_bytes(b"older")
+    with pytest.raises(SystemExit) as stop:
+        animation.main(animation.Args(["a"], str(output)))
+    assert stop.value.code == 1
+    assert "both.gif: too wide" in capsys.readouterr().err
+    assert output.read_bytes() == b"older"
+
+
 def test_a_run_without_a_film(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         animation.main(animation.Args([str(tmp_path)]))

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -483,6 +484,8 @@ class Fails(gym.Env):
         return np.zeros(1, np.float32), 1.0, False, self.count == 5, {}
 
     def render(self):
+        if self.where == "no picture":
+            return None
         if self.where == "render" or (self.where == "later render" and self.count == 2):
             raise ArithmeticError("in render")
         return np.zeros((16, 16, 3), np.uint8)
@@ -520,6 +523,22 @@ def test_environments_are_closed_on_every_way_out(where, failing, capsys):
     if where == "render":  # only the film needs it
         said = capsys.readouterr()
         assert "3 episodes" in said.out
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.filterwarnings("ignore")  # Gymnasium's, of the same
+def test_an_environment_that_draws_nothing_is_said(older, failing, capsys):
+    """An older film is not passed off as a new one."""
+    run_dir = failing("no picture")
+    if older:
+        video = Path(run_dir, "video")
+        video.mkdir()
+        (video / "older.mp4").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(evaluate.Args(run_dir, episodes=3, video=True))
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out.count("video")) == (2, 0)
+    assert said.err.endswith("cannot film Fails-v0: its render() gives no pictures\n")
 
 
 @pytest.mark.parametrize("script", ["ppo", "trpo"])

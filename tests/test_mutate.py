@@ -117,6 +117,8 @@ def test_a_typo_in_only_is_said(capsys):
     ("options", "words"),
     [
         (dict(workers=0), "--workers must be at least 1"),
+        (dict(seconds=0), "--seconds must be above 0"),
+        (dict(seconds=float("nan")), "--seconds must be above 0"),
         (dict(output="nowhere/mutations.md"), "there is no folder nowhere"),
     ],
 )
@@ -276,6 +278,8 @@ def test_batches_get_longer_up_to_the_limit():
     sizes = [len(batch) for batch in mutate.batches(tests, seconds, 30)]
     assert sizes == [3, 8, 20]
     assert [len(batch) for batch in mutate.batches(tests[:5], seconds, 30)] == [3, 2]
+    assert [len(batch) for batch in mutate.batches(tests, seconds, 1.5)] == [2]
+    assert [len(batch) for batch in mutate.batches(tests[:1], seconds, 0.5)] == [1]
 
 
 TESTS = """

@@ -1,5 +1,6 @@
 """Tables of pages are written anew by the commands above them."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,20 @@ def test_a_command_without_a_table_leaves_the_page_alone(tmp_path, monkeypatch, 
         pages.main(pages.Args([str(page)]))
     assert stop.value.code == 1
     assert "prints no table" in capsys.readouterr().err
+    assert page.read_text(encoding="utf-8") == text
+
+
+def test_a_command_with_two_tables_leaves_the_page_alone(tmp_path, monkeypatch, capsys):
+    """Both would be in the place of the first."""
+    tables = "| a |\n|:-:|\n| 1 |\n\n| b | c |\n| --- | --- |\n"
+    done = subprocess.CompletedProcess([], 0, tables, "")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **options: done)
+    page = tmp_path / "page.md"
+    page.write_text(text := f"{COMMAND}\n\n| old |\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        pages.main(pages.Args([str(page)]))
+    assert stop.value.code == 1
+    assert "prints 2 tables, not one" in capsys.readouterr().err
     assert page.read_text(encoding="utf-8") == text
 
 

@@ -79,11 +79,15 @@ def test_rows_without_a_value_are_left_out_but_their_episodes_count(tmp_path):
     assert rows["episodes"].tolist() == [2, 7]
 
 
-def test_runs_without_a_value_are_left_out(tmp_path):
+def test_runs_without_a_value_are_left_out(tmp_path, capsys):
+    """And named, once they have rows: such a run may be the worst of all."""
     write(tmp_path / "none", ["10,0,", "20,0,"])
     write(tmp_path / "header", [])
     write(tmp_path / "empty", []) and (tmp_path / "empty" / "metrics.csv").write_bytes(b"")
     assert read(tmp_path) == {}
+    folders = [tmp_path / "header", tmp_path / "none"]
+    said = [f"{folder} is left out: it has no value in {COLUMN}" for folder in folders]
+    assert capsys.readouterr().out.splitlines() == said
 
 
 def test_a_run_in_two_of_the_folders_is_one(tmp_path, capsys):

@@ -250,6 +250,18 @@ def test_runs_that_are_done_are_not_made_again(tmp_path):
     assert [row["steps"] for row in rows] == ["9", "7", "7", "7"]
 
 
+@pytest.mark.parametrize("options", [{}, dict(growth="x.png"), dict(against=".")])
+def test_times_to_a_solution_are_not_replaced(options, tmp_path, capsys):
+    """They take hours, and the default of --output is the same."""
+    path = tmp_path / "speed.csv"
+    path.write_text(",".join(solve.COLUMNS) + "\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        speed.main(speed.Args(output=str(path), **options))
+    assert stop.value.code == 2
+    assert "speed.csv has times to a solution: give another --output" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8").split(",") == [*solve.COLUMNS[:-1], "seconds\n"]
+
+
 ROW = "CartPole-v1,{},1,9,{}"
 
 

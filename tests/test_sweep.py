@@ -509,6 +509,67 @@ def one_run(tmp_path):
     return sweep.Args(scripts=("ppo",), envs=("A-v1",), seeds=1, **places)
 
 
+def test_results_do_not_replace_the_whole_run(tmp_path, monkeypatch, capsys):
+    """Their curves would be written over its metrics."""
+    monkeypatch.chdir(tmp_path)
+    run_dir = tmp_path / "runs" / "sweep" / "A-v1" / "ppo" / "seed1"
+    write_run(run_dir, "8,1,2.5,1")
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(sweep.Args(scripts=("ppo",), envs=("A-v1",), results="runs", runs="./runs"))
+    assert stop.value.code == 2
+    assert "would both be in runs/sweep: give two folders" in capsys.readouterr().err
+    assert sorted(path.name for path in run_dir.iterdir()) == ["config.json", "metrics.csv"]
+
+
+def test_a_sweep_does_not_replace_the_whole_runs_of_another(tmp_path, monkeypatch, capsys):
+    """Their checkpoints are nowhere else. Those of results that are no more may be replaced."""
+    monkeypatch.setattr(sweep, "train", train_at_once)
+    first, second = one_run(tmp_path), one_run(tmp_path)
+    second.results = str(tmp_path / "others")
+    sweep.main(first)
+    sweep.main(first)
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(second)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert f"runs/sweep has the whole runs of {tmp_path}/results/sweep: give another --runs" in said
+    assert not (tmp_path / "others" / "sweep" / "runs.csv").exists()
+    shutil.rmtree(tmp_path / "results")
+    shutil.rmtree(tmp_path / "runs" / "sweep" / "A-v1")  # as `train` does
+    sweep.main(second)
+    with pytest.raises(SystemExit):
+        sweep.main(first)
+    sweep.main(second)  # nothing is left to do
+    shutil.copytree(tmp_path / "others", tmp_path / "copy")
+    second.results = str(tmp_path / "copy")
+    sweep.main(second)
+
+
+def test_a_folder_that_cannot_be_removed_is_said(tmp_path, monkeypatch, capsys):
+    """The script would train beside it, and the sweep look for the run in vain."""
+
+    def rmtree(path, **options):
+        raise OSError(f"{path.name} is in use")
+
+    args = one_run(tmp_path)
+    (tmp_path / "runs" / "sweep" / "A-v1" / "ppo" / "seed1").mkdir(parents=True)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(args)
+    assert stop.value.code == 1
+    assert "cannot keep a run: seed1 is in use" in capsys.readouterr().err
+
+
+def test_too_many_options_for_the_name_of_a_folder_are_said(tmp_path, capsys):
+    args = one_run(tmp_path)
+    args.scripts = ("ppo" + " --clip-eps 0.1" * 20,)
+    (tmp_path / "results" / "sweep" / "A-v1").mkdir(parents=True)
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(args)
+    assert stop.value.code == 2
+    assert "cannot have a folder: File name too long" in capsys.readouterr().err
+
+
 def train_at_once(run, runs, children):
     write_run(runs / run.place, "8,1,2.5,1")
     return 0, ""

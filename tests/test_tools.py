@@ -214,6 +214,16 @@ def test_files_are_read_and_written_as_utf_8(path):
     assert calls_without_encoding(path.read_text(encoding="utf-8")) == []
 
 
+def test_a_file_that_begins_anew_stays_what_it_is(tmp_path):
+    """A link, or /dev/null, which the root user of a container could remove for all."""
+    (tmp_path / "file.csv").write_text("of yesterday\n", encoding="utf-8")
+    link = tmp_path / "link.csv"
+    link.symlink_to(tmp_path / "file.csv")
+    tools.keep_row(link, dict(a=1), ["a"], anew=True)
+    assert link.is_symlink()
+    assert (tmp_path / "file.csv").read_text(encoding="utf-8").split() == ["a", "1"]
+
+
 def test_rows_are_kept_one_by_one(tmp_path, monkeypatch, capsys):
     path = tmp_path / "rows.csv"
     path.write_text("of yesterday\n", encoding="utf-8")

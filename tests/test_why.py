@@ -368,6 +368,17 @@ def test_the_highest_point_is_that_of_the_mean():
     assert why.highest([]) == ""
 
 
+def test_a_run_without_an_episode_has_no_return(tmp_path, monkeypatch, capsys):
+    (tmp_path / "solved").mkdir()
+    command = "python ppo.py --env-id CliffWalking-v1 --seed 1"
+    lines = f"command,return_last100\n{command},\n"
+    (tmp_path / "solved" / "runs.csv").write_text(lines, encoding="utf-8")
+    solved = {command.removesuffix(" --seed 1"): ("CliffWalking-v1", "−20", "It finds the goal.")}
+    monkeypatch.setattr(why, "SOLVED", solved)
+    why.solved(pyplot, why.Args(results=str(tmp_path)))
+    assert capsys.readouterr().out.splitlines()[-1].split(" | ")[3] == "nan"
+
+
 def test_figures_are_committed_and_shown():
     for figure in set(why.FIGURES) - set(OF_RESULTS):
         assert f"](why/{figure}.png)" in DOCUMENT

@@ -98,7 +98,7 @@ def keep_row(path, row, columns, anew=False):
     """Add a line to a CSV file, or begin the file anew with it. Exits if it cannot be written."""
     try:
         if anew:
-            Path(path).unlink(missing_ok=True)
+            Path(path).write_bytes(b"")  # and not unlink: it may be a link or a device
         add_row(path, row, columns)
     except OSError as error:
         fail(f"cannot write {path}: {error}", 1)

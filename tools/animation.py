@@ -4,6 +4,7 @@ Run: python -m tools.evaluate runs/CartPole-v1/ppo/seed1 --mode --video
      python -m tools.animation runs/CartPole-v1/ppo/seed1 ... --output docs/learned.webp
 """
 
+import io
 import math
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -81,9 +82,12 @@ def main(args):
     films = [islice(cycle(frames), count) for frames in films]
     first, *others = [beside(pictures) for pictures in zip(*films)]
     options = dict(append_images=others, duration=round(1000 / args.fps), loop=0)
+    whole = io.BytesIO()  # so that one that cannot be encoded replaces no older one
+    kind = Image.registered_extensions()[Path(args.output).suffix.lower()]
     try:
-        first.save(args.output, save_all=True, quality=args.quality, method=6, **options)
-    except OSError as error:
+        first.save(whole, kind, save_all=True, quality=args.quality, method=6, **options)
+        Path(args.output).write_bytes(whole.getvalue())
+    except Exception as error:  # each format has errors of its own
         fail(f"cannot write {args.output}: {error}", 1)
     size = Path(args.output).stat().st_size / 1e6
     print(f"{args.output}: {count} frames of {first.width} × {first.height}, {size:.2f} MB")

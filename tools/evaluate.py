@@ -263,14 +263,18 @@ def refuse_to_film(trained):
 def film(stage, policy, args, trained):
     """Play one episode in the filmed environment, and say where its video is."""
     refuse_to_film(trained)
+    folder = Path(args.run_dir, "video")
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.mp4")}
     missing = choose_opengl() if "mujoco" in sys.modules else ""
     try:
         (episode_return,), _, _ = play(stage, policy, args)
     except Exception as error:  # renderers raise errors of any type
         fail(f"cannot film {trained.env_id}: {missing or in_one_line(error)}")
-    videos = Path(args.run_dir, "video").glob("*.mp4")
-    newest = max(videos, key=lambda path: path.stat().st_mtime)
-    print(f"video: {newest}, of an episode of return {episode_return:.5g}")
+    now = {path: path.stat().st_mtime_ns for path in folder.glob("*.mp4")}
+    new = [path for path in now if now[path] != before.get(path)]
+    if not new:
+        fail(f"cannot film {trained.env_id}: its render() gives no pictures")
+    print(f"video: {new[0]}, of an episode of return {episode_return:.5g}")
 
 
 def reason(script, error):

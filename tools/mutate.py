@@ -427,7 +427,7 @@ def words_in(text):
 
 def batches(tests, covered, longest):
     """Few tests first, then more and more at once, since each batch takes a second to begin."""
-    batch, seconds, end = [], 0.0, 2.0
+    batch, seconds, end = [], 0.0, min(2.0, longest)
     for test in tests:
         batch.append(test)
         seconds += covered[test].seconds
@@ -566,6 +566,8 @@ def main(args):
     check_system()
     if args.workers < 1:
         fail("--workers must be at least 1")
+    if not args.seconds > 0:
+        fail("--seconds must be above 0")
     if args.output:
         refuse_missing_folder(args.output)
     try:

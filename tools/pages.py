@@ -32,8 +32,10 @@ def table(match):
     if done.returncode:
         fail(f"python {match[1]} failed: {done.stderr.strip()}", 1)
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    if not lines:
-        fail(f"python {match[1]} prints no table", 1)
+    separators = [line for line in lines if re.fullmatch(r"[|\s:-]+", line)]
+    if len(separators) != 1:
+        count = f"{len(separators)} tables, not one" if separators else "no table"
+        fail(f"python {match[1]} prints {count}", 1)
     return f"<!-- python {match[1]} -->\n\n" + "".join(f"{line}\n" for line in lines) + "\n"
 
 

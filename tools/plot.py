@@ -96,6 +96,7 @@ def read_run(path, column):
     rows["episodes"] = rows["episodes"].cumsum()
     known = ~np.isnan(rows[column])
     if not known.any():
+        print(f"{path.parent} is left out: it has no value in {column}")
         return None
     kind = {key: str(x) for key, x in options.items() if key not in FREE}
     kind["workers"] = str(config.get("workers", 1))  # older runs don't name them

@@ -243,6 +243,14 @@ def with_envs(env_id: str, seed: int, options: dict) -> tuple:
     return envs, options
 
 
+def has_times(path: str) -> bool:
+    """Whether a file is one of this module's."""
+    if not Path(path).is_file():
+        return False
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        return next(csv.reader(file), None) == list(COLUMNS)
+
+
 def read(path: str) -> list[dict]:
     """The runs that are done. A row that a full disk has cut off is not one."""
     if not Path(path).exists():

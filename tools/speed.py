@@ -382,6 +382,8 @@ def check_arguments(args):
     if [bool(x) for x in (args.solve, args.growth, args.against)].count(True) > 1:
         fail("--solve, --growth and --against exclude each other")
     refuse_missing_folder(args.output)
+    if not args.solve and solve.has_times(args.output):
+        fail(f"{args.output} has times to a solution: give another --output")
     if args.growth:
         refuse_missing_folder(args.growth)
     if args.table and not Path(args.output).exists():

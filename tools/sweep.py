@@ -246,7 +246,8 @@ class Children:
 def train(run, runs, children):
     """Run the command to its end in a new folder. Returns exit code and last line."""
     run_dir = runs / run.place
-    shutil.rmtree(run_dir, ignore_errors=True)  # left by an interrupted run
+    if run_dir.exists():  # left by an interrupted run
+        shutil.rmtree(run_dir)
     _, script, *options = shlex.split(run.command)
     words = [sys.executable, script, *options, "--run-dir", str(run_dir)]
     child = children.start(words)
@@ -320,8 +321,28 @@ def refuse_shared_folders(wanted, todo, results):
             fail(f"{place} would be the folder of two runs: have them differ in --scripts")
     for run in todo:
         where = results / run.place
-        if where.exists():
+        try:
+            is_taken = where.exists()
+        except OSError as error:
+            fail(f"`{run.command}` cannot have a folder: {error.strerror}")
+        if is_taken:
             fail(f"{where} has another run than `{run.command}`: give a --name, or remove it")
+
+
+def claim_folder(todo, runs, results, file):
+    """Note in the file whose whole runs these are, since a new run may replace one.
+
+    Exits if they are those of other results, unless these are no more.
+    """
+    if not todo:
+        return
+    file.seek(0)
+    owner = file.read()
+    if owner and Path(owner) != results.resolve() and Path(owner, "runs.csv").exists():
+        fail(f"{runs} has the whole runs of {owner}: give another --runs")
+    file.truncate(0)
+    file.write(str(results.resolve()))
+    file.flush()
 
 
 def claim(todo, file):
@@ -397,6 +418,9 @@ def main(args):
     if not wanted:
         fail(f"no command has {args.only!r} in it")
     results = Path(args.results, args.suite or args.name)
+    runs = Path(args.runs, results.name)
+    if runs.resolve() == results.resolve():
+        fail(f"--results and --runs would both be in {runs}: give two folders")
     ledger = results / "runs.csv"
     done = commands_of(ledger)
     todo = [run for run in wanted if run.command not in done]
@@ -405,11 +429,11 @@ def main(args):
         make_results(results)
     print(f"{len(wanted)} runs, of which {len(wanted) - len(todo)} are done")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    runs = Path(args.runs, results.name)
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        with open(runs / "claimed", "w", encoding="utf-8") as file:
+        with open(runs / "claimed", "a+", encoding="utf-8") as file:
             claim(todo, file)
+            claim_folder(todo, runs, results, file)
             failures = run_all(todo, args.jobs, runs, results)
     except OSError as error:
         fail(f"cannot keep a run: {error}", 1)

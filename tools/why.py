@@ -789,7 +789,7 @@ def solved(pyplot, args):
     rows = read_rows(f"{args.results}/solved/runs.csv")
     for command, (env, bar, reason) in SOLVED.items():
         of_this = [row for row in rows if row["command"].startswith(f"{command} --seed ")]
-        returns = [float(row["return_last100"]) for row in of_this]
+        returns = [float(row["return_last100"] or "nan") for row in of_this]
         script = command.split()[1].removesuffix(".py")
         runs = defaults.get(env, {}).get(script, [])
         before = [run["return_last100"][-1] for run in runs]
@@ -824,7 +824,7 @@ def main(args):
         print(f"{name}:")
         figure = MAKERS[name](pyplot, args)
         if figure is not None:
-            figure.savefig(f"{args.output}/{name}.png", dpi=130)
+            plot.save(figure, f"{args.output}/{name}.png", dpi=130)
             pyplot.close(figure)
 
 
