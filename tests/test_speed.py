@@ -251,8 +251,10 @@ def test_runs_that_are_done_are_not_made_again(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, dict(growth="x.png"), dict(against=".")])
-def test_times_to_a_solution_are_not_replaced(options, tmp_path, capsys):
+def test_times_to_a_solution_are_not_replaced(options, tmp_path, capsys, monkeypatch):
     """They take hours, and the default of --output is the same."""
+    for name in ("compare", "grow"):
+        monkeypatch.setattr(speed, name, lambda args, write: None)
     path = tmp_path / "speed.csv"
     path.write_text(",".join(solve.COLUMNS) + "\n", encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
@@ -299,14 +301,17 @@ def test_an_empty_file_is_continued(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is no signal there")
-@pytest.mark.parametrize("reached", ["all", "one"])
-def test_ctrl_c_ends_a_run_and_prints_no_traceback(reached, tmp_path):
-    """A terminal sends it to all processes of the group, here while a run is starting."""
+@pytest.mark.parametrize(
+    ("reached", "signum"),
+    [("all", signal.SIGINT), ("one", signal.SIGINT), ("one", signal.SIGTERM)],
+)
+def test_a_signal_ends_a_run_and_prints_no_traceback(reached, signum, tmp_path):
+    """A terminal sends Ctrl-C to all processes of the group, here while a run is starting."""
     code = "import sys, time; sys.argv[0] = '-m'; from tools import speed; "
     job = Job(["-c", code + "speed.in_a_new_process(time.sleep, 60)"], ROOT)
     job.wait_for(lambda: len(job.alive()) > 2)  # with one for multiprocessing's own resources
     send = os.killpg if reached == "all" else os.kill
-    send(job.process.pid, signal.SIGINT)
+    send(job.process.pid, signum)
     assert job.end(30) == (-signal.SIGINT, "", "stopped\n")
     assert not job.alive()
 

@@ -23,6 +23,7 @@ def say_stopped(kind, error, trace):
 
 if sys.argv[:1] == ["-m"]:  # python -m looks for a tool, and what it imports takes seconds
     sys.excepthook = say_stopped
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: ends what has started
 
 
 @contextmanager

@@ -17,7 +17,6 @@ import platform
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -428,7 +427,6 @@ def main(args):
     if todo:
         make_results(results)
     print(f"{len(wanted)} runs, of which {len(wanted) - len(todo)} are done")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         runs.mkdir(parents=True, exist_ok=True)
         with open(runs / "claimed", "a+", encoding="utf-8") as file:
