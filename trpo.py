@@ -389,7 +389,7 @@ def make_envs(args: Args, num_envs: int, wrappers: list | tuple = (), **kwargs: 
     options = json.loads(args.env_kwargs) | kwargs
     mode = options.setdefault("vectorization_mode", args.vectorization_mode)
     all_wrappers = [resolve_name(name) for name in args.wrappers] + list(wrappers)
-    if mode == "async":
+    if mode == "async" and callable(signal.getsignal(signal.SIGTERM)):  # during a run
         run_pid = os.getpid()
         all_wrappers.insert(0, lambda env: ignore_signals(env, run_pid))
     if all_wrappers:  # an environment's own vector form does not take them

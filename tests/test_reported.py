@@ -104,6 +104,14 @@ def test_no_process_of_an_environment_outlives_the_run(ending, context, tmp_path
     assert not job.alive()
 
 
+def test_environments_that_are_not_closed_end_with_python(tmp_path):
+    """As where one calls make_envs alone: multiprocessing then ends its processes by SIGTERM."""
+    code = "import ppo; envs = ppo.make_envs(ppo.Args(vectorization_mode='async'), 2); envs.reset()"
+    job = Job(["-c", code], ROOT)
+    assert job.end(timeout=60) == (0, "", "")
+    assert not job.alive()
+
+
 def test_only_processes_of_the_environments_are_ended(tmp_path):
     """They could not be set up, but had started a process; another was there before."""
     other = multiprocessing.Process(target=time.sleep, args=(60,))
