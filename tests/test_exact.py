@@ -352,7 +352,7 @@ def trust_region_update(problem, batch, **options):
 
 
 def test_lower_bound_of_the_return(endless):
-    """J(θ) ≥ L(θ) − C KL_max, C = 4 γ max|A| / (1 − γ)² (Schulman et al. 2015, theorem 1)."""
+    """J(θ) ≥ L(θ) − C KL_max, C = 4 γ max|A| / (1 − γ)² (Schulman et al. 2015, eq. 9)."""
     problem, slack, misled = endless.problem, [], 0
     policies = [moved(problem, 10**x, i) for x in np.linspace(-3, 1, 41) for i in range(10)]
     steps = [

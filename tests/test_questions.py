@@ -111,7 +111,7 @@ def test_the_clip_is_a_penalty(epsilon, monkeypatch):
 
 
 def test_the_clip_does_not_bound_the_ratio():
-    """The first step is that of is_pg.py, however long, and nothing brings the ratio back."""
+    """The first step is that of is_pg.py, however long, and no later one brings the ratio back."""
     steps = {}
     for script in (is_pg, ppo):
         policy, batch = one_state([1.0, -1.0])
@@ -155,7 +155,7 @@ def kl(first, second):
 
 
 def test_both_kls_bound_the_total_variation():
-    """TV² ≤ KL/2 (Pinsker): of either, so theorem 1 holds with either."""
+    """TV² ≤ KL/2 (Pinsker): of either, so eq. 9 of TRPO holds with either."""
     for seed in range(100):
         first, second = 3 * torch.randn(2, 4, generator=torch.Generator().manual_seed(seed))
         variation = (first.softmax(0) - second.softmax(0)).abs().sum() / 2
