@@ -483,9 +483,10 @@ class Run(ExitStack):
     def make_folder(self) -> None:
         """Make a folder, with a suffix if its name is taken; a resumed run has one."""
         name = self.folder
+        name.parent.mkdir(parents=True, exist_ok=True)
         for suffix in count(2):
             try:
-                self.folder.mkdir(parents=True, exist_ok=bool(self.args.resume))
+                self.folder.mkdir(exist_ok=bool(self.args.resume))
                 return
             except FileExistsError:
                 self.folder = Path(f"{name}-{suffix}")
@@ -533,7 +534,8 @@ class Run(ExitStack):
         if self.rank == 0:
             self.write(row)
             if self.is_over or time.time() > self.next_line:
-                self.show(row)
+                with suppress(OSError):  # whoever read the output may be gone
+                    self.show(row)
 
     def write(self, row: dict) -> None:
         """Add a row to metrics.csv, where NaN is left empty, and to the event files."""
@@ -552,7 +554,7 @@ class Run(ExitStack):
         minutes = max(total - self.step, 0) / speed / 60
         status = f"step {self.step:,}/{total:,} ({self.step / total:.0%})  ETA {minutes:.1f} min  "
         status += f"return {row['return_last100']:.1f}  KL {row['kl']:.4f}  {speed:,.0f} steps/s"
-        if sys.stdout.isatty():
+        if sys.stdout and sys.stdout.isatty():
             width = os.get_terminal_size().columns - 1
             print(f"\r\x1b[K{status[:width]}", end="", flush=True)
             self.next_line = time.time() + 0.1
@@ -579,9 +581,11 @@ class Run(ExitStack):
         if self.num_workers > 1:
             torch.distributed.destroy_process_group()
         if self.rank == 0:
-            print(f"\nrun: {self.folder}", flush=True)
+            where = f"\nrun: {self.folder}"
             if Path("tools/evaluate.py").exists():
-                print(f"evaluate: python -m tools.evaluate {self.folder}", flush=True)
+                where += f"\nevaluate: python -m tools.evaluate {self.folder}"
+            with suppress(OSError):
+                print(where, flush=True)
         return 128 + self.signals[0] if self.signals else 0
 
 

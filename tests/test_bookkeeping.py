@@ -439,6 +439,24 @@ def test_epochs_end_by_the_kl_that_measure_says(monkeypatch):
     assert len(steps) == 1
 
 
+def test_a_step_counts_with_as_many_transitions_as_it_has(monkeypatch):
+    """Between workers, whose minibatches have unequal lengths."""
+    sizes = []
+    monkeypatch.setattr(ppo, "minimize", lambda loss, optimizer, size, args: sizes.append(size))
+    fields = dict(obs=torch.zeros(10, 1), actions=torch.zeros(10), advantages=torch.ones(10))
+    fields |= dict(returns=torch.zeros(10), fewest=10)
+    old_dist = torch.distributions.Categorical(logits=torch.zeros(10, 2))
+    batch = make_batch(ppo, old_dist, **fields)
+    args = ppo.Args(minibatch_size=4, policy_epochs=1, value_epochs=1)
+
+    def policy(obs):
+        return torch.distributions.Categorical(logits=torch.zeros(len(obs), 2))
+
+    ppo.update_policy(policy, None, batch, args)
+    ppo.update_value(lambda obs: torch.zeros(len(obs)), None, batch, args)
+    assert sizes == [4, 4, 2] * 2
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64, np.int8])
 def test_sizes_of_choices_have_any_integer_type(dtype):
     """nvec has the space's type, and torch does little with a tensor of unsigned sizes."""
@@ -464,7 +482,7 @@ def test_a_ratio_that_would_overflow_is_e_to_the_20(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_epsilon_of_adam(script, tmp_path):
+def test_the_options_of_adam(script, tmp_path):
     script = importlib.import_module(script)
     options = SMALL | dict(env_id="odd:Flags", run_dir=str(tmp_path / "run"), total_steps=100)
     options = {name: x for name, x in options.items() if name in script.Args.__annotations__}
@@ -472,8 +490,11 @@ def test_the_epsilon_of_adam(script, tmp_path):
     checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     names = [name for name in checkpoint if name.endswith("optimizer")]
     assert len(names) == (1 if script.__name__ == "trpo" else 2)
+    expected = dict(eps=1e-5, betas=(0.9, 0.999), weight_decay=0)
+    expected |= dict(amsgrad=False, maximize=False)
     for name in names:
-        assert checkpoint[name]["param_groups"][0]["eps"] == 1e-5
+        (group,) = checkpoint[name]["param_groups"]
+        assert {option: group[option] for option in expected} == expected
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

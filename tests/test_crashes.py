@@ -254,6 +254,18 @@ def test_a_signal_in_any_phase_saves_the_iteration(phase, signum, tmp_path, monk
     assert ppo.load_checkpoint(run_dir)["progress"][0] == iteration
 
 
+def test_the_exit_code_is_of_the_first_signal(tmp_path, monkeypatch):
+    update_policy = ppo.update_policy
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return update_policy(*args)
+
+    monkeypatch.setattr(ppo, "update_policy", interrupted)
+    assert ppo.main(ppo.Args(total_steps=10**6, run_dir=str(tmp_path / "run"), **OFTEN)) == 130
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_environments_in_processes_of_their_own_end_too(signum, tmp_path):

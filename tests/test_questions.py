@@ -1,6 +1,7 @@
 """What the ten questions of docs/why_the_ratio.md are answered with, if no other test says it."""
 
 import csv
+import math
 from itertools import product
 from pathlib import Path
 
@@ -68,6 +69,23 @@ def objective_of_ppo(ratio, advantage, epsilon, monkeypatch):
     ppo.update_policy(policy, None, batch, ppo.Args(policy_epochs=1, clip_eps=epsilon))
     (loss,) = losses
     return -loss
+
+
+# The ratio
+
+
+@pytest.mark.parametrize(
+    ("weighting", "cap"), [("trajectory", math.inf), ("per-decision", math.inf), ("step", 1e300)]
+)
+def test_the_second_step_has_the_ratios_of_the_first(weighting, cap):
+    """½ · 1 · (½, −½); then π = (¾, ¼), ρ = (3/2, ½), and ½ · 3/2 · (¼, −¼)."""
+    policy, batch = one_state([1.0, 0.0])
+    recorder = Recorder(policy, lr=2 * math.log(3))
+    options = dict(weighting=weighting, weight_cap=cap, policy_epochs=2, max_grad_norm=math.inf)
+    metrics = is_pg.update_policy(policy, recorder, batch, is_pg.Args(**options))
+    expected = torch.tensor([[1 / 4, -1 / 4], [3 / 16, -3 / 16]])
+    torch.testing.assert_close(torch.stack(recorder.gradients), expected, rtol=0, atol=1e-10)
+    assert metrics["weight_ess"].item() == pytest.approx(1 / ((9 / 4 + 1 / 4) / 2))
 
 
 # Why the min, and not the clip alone

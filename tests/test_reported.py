@@ -6,8 +6,10 @@ import json
 import math
 import multiprocessing
 import signal
+import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 import is_pg
 import ppo
+import trpo
 from common.networks import Normalizer, Policy
 from common.returns import RewardScaler, gae
 
@@ -96,7 +99,8 @@ def test_no_process_of_an_environment_outlives_the_run(ending, context, tmp_path
     if ending.startswith("SIG"):
         job.wait_for(lambda: rows(tmp_path / "run") > 1)
         for process in job.alive():  # as Ctrl-C in a terminal reaches all of them
-            process.send_signal(signal.Signals[ending])
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                process.send_signal(signal.Signals[ending])
     code, out, err = job.end(timeout=120)
     assert code == dict(nan=1, device=2, SIGINT=130, SIGTERM=143)[ending]
     assert err.count("\n") == (0 if ending.startswith("SIG") else 1), err
@@ -121,6 +125,33 @@ def test_only_processes_of_the_environments_are_ended(tmp_path):
     assert multiprocessing.active_children() == [other]
     other.kill()
     other.join()
+
+
+@pytest.mark.parametrize("output", ["read by no one", "none"])
+def test_ctrl_c_saves_though_the_output_is_gone(output, tmp_path, monkeypatch):
+    """As that of `python ppo.py | tee log`, where Ctrl-C ends tee as well; and as in pythonw."""
+    if output == "none":
+        monkeypatch.setattr(sys, "stdout", None)
+        assert len(metrics(train(tmp_path, "Flags", total_steps=300))) == 3
+        return
+    options = ["--env-id", "odd:Flags", "--total-steps", 10**9]
+    job = Job([ROOT / "ppo.py", *COMMAND, *options], tmp_path)
+    job.wait_for(lambda: rows(tmp_path / "run") > 2)
+    job.process.stdout.close()
+    job.process.send_signal(signal.SIGINT)
+    assert job.process.stderr.read() == ""
+    assert job.process.wait(timeout=60) == 130
+    last = metrics(tmp_path / "run")[-1]
+    assert ppo.load_checkpoint(tmp_path / "run")["progress"][1] == int(last["step"])
+
+
+def test_a_folder_that_leads_nowhere_is_said(tmp_path, capsys):
+    """A link to a disk that is not there: no suffix would help."""
+    (tmp_path / "runs").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path, "Flags", run_dir=str(tmp_path / "runs" / "one"))
+    assert stop.value.code == 2
+    assert "cannot set up the folder of the run: " in capsys.readouterr().err
 
 
 # Numbers
@@ -177,24 +208,42 @@ def test_trpo_finds_steps_for_buttons(tmp_path):
     assert sum(float(row["line_search_failed"]) for row in table[-30:]) <= 1
 
 
-@pytest.mark.parametrize("advantage", [1.0, -1.0])
-@pytest.mark.parametrize("script", [ppo, is_pg], ids=["ppo", "is_pg"])
-def test_a_ratio_that_overflows_leaves_the_gradient_finite(script, advantage):
-    """The new policy is e¹⁰⁰ times as likely to do what was done; another transition counts."""
+def overflowing(script, advantage):
+    """A policy e¹⁰⁰ times as likely to do what was done, its batch with another transition, and
+    the gradient of that one alone.
+    """
     policy = Policy(Normalizer((1,)), spaces.Discrete(2), hidden_size=4)
     obs, actions = torch.tensor([[0.5], [-0.5]]), torch.tensor([1, 0])
     old_dist = Categorical(logits=torch.tensor([[0.0, -100.0], [0.0, 0.0]]))
     mask = torch.ones(1, 2, dtype=torch.bool)
     fields = dict(obs=obs, actions=actions, advantages=torch.tensor([advantage, 1.0]))
     batch = make_batch(script, old_dist, **fields, valid=mask, done=mask)
-    recorder = Recorder(policy)
-    script.update_policy(policy, recorder, batch, script.Args(policy_epochs=1))
-    assert recorder.gradients[0].isfinite().all()
     other = policy(obs[1:]).log_prob(actions[1:])
     slopes = torch.autograd.grad(other.sum() / 2, list(policy.parameters()))
-    expected = torch.cat([slope.flatten() for slope in slopes])
-    cosine = torch.cosine_similarity(recorder.gradients[0], expected, dim=0)
-    assert cosine > 0.999
+    return policy, batch, torch.cat([slope.flatten() for slope in slopes])
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("script", [ppo, is_pg], ids=["ppo", "is_pg"])
+def test_a_ratio_that_overflows_leaves_the_gradient_finite(script, advantage):
+    policy, batch, expected = overflowing(script, advantage)
+    recorder = Recorder(policy)
+    script.update_policy(policy, recorder, batch, script.Args(policy_epochs=1))
+    assert torch.cosine_similarity(recorder.gradients[0], expected, dim=0) > 0.999
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_ratio_that_overflows_leaves_the_gradient_of_trpo_finite(advantage, monkeypatch):
+    policy, batch, expected = overflowing(trpo, advantage)
+    seen = []
+
+    def conjugate_gradient(matvec, b, iters, tolerance):
+        seen.append(b)
+        return 0 * b, 0.0  # no step
+
+    monkeypatch.setattr(trpo, "conjugate_gradient", conjugate_gradient)
+    trpo.update_policy(policy, batch, trpo.Args())
+    assert torch.cosine_similarity(seen[0], expected, dim=0) > 0.999
 
 
 # Environments of all kinds
@@ -288,6 +337,9 @@ def test_importance_weights_do_not_overflow(weighting):
     batch = make_batch(is_pg, None, obs=log_ratio, advantages=torch.tensor([1.0, 1.0]), **masks)
     weights, _ = is_pg.weighted_advantages(log_ratio, batch, is_pg.Args(weighting=weighting))
     assert_allclose(weights.detach(), [math.exp(20)] * 2, rtol=1e-6)
+    log_ratio = torch.tensor([30.0, -15.0])  # the product of all, not of what is left of one
+    weights, _ = is_pg.weighted_advantages(log_ratio, batch, is_pg.Args(weighting=weighting))
+    assert_allclose(weights, [math.exp(20), math.exp(15)], rtol=1e-6)
 
 
 def test_flags_may_be_of_any_type(tmp_path):

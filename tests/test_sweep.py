@@ -1,6 +1,7 @@
 """Sweeps: which runs they make, what they keep, and that they go on where they stopped."""
 
 import csv
+import errno
 import itertools
 import json
 import os
@@ -507,6 +508,17 @@ def test_a_divergence_is_a_result_and_a_full_disk_is_not(words, count, tmp_path,
 def one_run(tmp_path):
     places = dict(results=str(tmp_path / "results"), runs=str(tmp_path / "runs"))
     return sweep.Args(scripts=("ppo",), envs=("A-v1",), seeds=1, **places)
+
+
+@pytest.mark.skipif(sweep.fcntl is None, reason="the system has no locks of files")
+def test_a_drive_without_locks_needs_none(tmp_path, monkeypatch):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(sweep.fcntl, "lockf", lockf)
+    monkeypatch.setattr(sweep, "train", train_at_once)
+    sweep.main(one_run(tmp_path))
+    assert len(ledger(tmp_path)) == 1
 
 
 def test_results_do_not_replace_the_whole_run(tmp_path, monkeypatch, capsys):

@@ -111,6 +111,8 @@ def test_workers_take_as_many_steps_each(tmp_path):
         rows = read(tmp_path / name)
         assert [int(row["iteration"]) for row in rows] == list(range(1, len(rows) + 1))
         assert len(one) >= 2
+        seeds = {torch.load(tmp_path / f"{name}-seed-{k}.pt") for k in (0, 1)}
+        assert len(seeds) == 2
         assert (
             json.loads((tmp_path / name / "config.json").read_text(encoding="utf-8"))["workers"]
             == 2

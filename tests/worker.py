@@ -2,8 +2,10 @@
 
 import importlib
 import os
+import random
 import socket
 import sys
+from contextlib import suppress
 
 import gymnasium as gym
 import numpy as np
@@ -98,16 +100,19 @@ def work(folder, rank, count, runs):
 
 
 def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """One below those that the system gives away, so that it is free until it is used."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def start_workers(folder, count, runs):
     """Processes that train together, once for each (script, arguments, options) in runs."""
     with_ports = [[free_port(), *run] for run in runs]
     processes = [
-        CONTEXT.Process(target=work, args=(folder, rank, count, with_ports))
+        CONTEXT.Process(target=work, args=(folder, rank, count, with_ports), daemon=True)
         for rank in range(count)
     ]
     for process in processes:

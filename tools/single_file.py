@@ -379,7 +379,8 @@ def single_file(path):
 
 def main(args):
     text = single_file(Path(args.script))
-    sys.stdout.reconfigure(encoding="utf-8")
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(encoding="utf-8")
     print(text, end="")
 
 

@@ -356,6 +356,8 @@ def claim(todo, file):
         except (BlockingIOError, PermissionError):
             way_out = "wait for it, choose others with --only, or give another --name"
             fail(f"another sweep trains in the folder of `{run.command}`: {way_out}")
+        except OSError:  # a network drive may have no locks
+            return
 
 
 def record(run, code, known, run_dir, results):
