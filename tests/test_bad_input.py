@@ -88,7 +88,9 @@ def test_an_infinite_trust_region(tmp_path, capsys):
 def test_a_place_where_no_directory_can_be_made(tmp_path, capsys):
     (tmp_path / "file").write_text("not a directory", encoding="utf-8")
     args = ppo.Args(run_dir=str(tmp_path / "file" / "run"))
-    assert "Not a directory" in refused(lambda: ppo.main(args), capsys)
+    said = refused(lambda: ppo.main(args), capsys)
+    assert "cannot set up the folder of the run: " in said
+    assert f"File exists: '{tmp_path / 'file'}'" in said
 
 
 class Spaces(gym.Env):

@@ -50,7 +50,8 @@ def test_tables_of_the_document(figure, monkeypatch):
 @pytest.mark.text
 def test_what_the_document_names_is_there():
     tests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/*.py"))
-    code = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))
+    scripts = [*ROOT.glob("*.py"), *ROOT.glob("common/*.py")]
+    code = "".join(path.read_text(encoding="utf-8") for path in scripts)
     names = set(re.findall(r"`(\w+)`", DOCUMENT))
     assert len(names) > 12
     for name in names - {"step", "trajectory"}:
@@ -325,7 +326,8 @@ def test_only_measure_trains(tmp_path, monkeypatch, capsys):
     for folder, gain in [("docs/why", 7), ("mine", 30)]:
         write_update(Path(folder, "update.csv"), {"A": gain, "B": -gain})
         why.main(args)
-        table = capsys.readouterr().out.splitlines()[-2:]
+        *table, plot_line = capsys.readouterr().out.splitlines()[-3:]
+        assert plot_line == f"plot: {Path('mine', 'update.png')}"
         # The median of 1 and 2 of each measure
         assert table[0] == f"| A | ppo | {'1.5 | ' * 5}{gain} |"
         assert table[1] == f"| B | ppo | {'1.5 | ' * 5}-{gain} |"
