@@ -279,6 +279,23 @@ def solve(args: Any, in_a_new_process: Callable) -> None:
         print(f"{program} {env_id}, seed {seed}: {seconds}", flush=True)
 
 
+def of_whole_seeds(rows: list[dict]) -> list[dict]:
+    """Those of seeds with which all programs have run, so that medians are of the same seeds.
+
+    Of an environment without such a seed, these are all rows.
+    """
+    programs = defaultdict(set)
+    for row in rows:
+        programs[row["environment"], row["seed"]].add(row["program"])
+    whole = {key for key, found in programs.items() if found.issuperset(PROGRAMS)}
+    compared = {env_id for env_id, _ in whole}
+    return [
+        row
+        for row in rows
+        if row["environment"] not in compared or (row["environment"], row["seed"]) in whole
+    ]
+
+
 def times(rows: list[dict]) -> dict:
     """{(environment, program): seconds of its runs}, infinite for those that did not solve it."""
     seconds = defaultdict(list)
@@ -314,7 +331,7 @@ def times_as_fast(seconds: dict, env_id: str) -> str:
 
 def table(rows: list[dict]) -> str:
     """A line for each environment with runs, as Markdown."""
-    seconds = times(rows)
+    seconds = times(of_whole_seeds(rows))
     heads = ["environment (bar)", *(f"`{x}`" for x in OURS), *OTHERS, "their best ÷ ours"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for env_id, (bar, _) in TASKS.items():
