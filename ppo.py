@@ -332,7 +332,7 @@ class Guard(VectorWrapper):
 
 def ignore_signals(env: gym.Env, run_pid: int) -> gym.Env:
     """Have the process of an environment leave Ctrl-C and SIGTERM to the run."""
-    if os.getpid() != run_pid:  # the run has an example of the environment in its own process
+    if os.getpid() != run_pid:  # Gymnasium also makes one in the run's own process
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: None)
     return env

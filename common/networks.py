@@ -197,7 +197,7 @@ class BernoulliHead(nn.Module):
         return Independent(dist, len(self.shape), validate_args=False)
 
     def sample(self, outputs: Tensor) -> Tensor:
-        return torch.bernoulli(outputs.sigmoid().nan_to_num())  # it refuses NaN
+        return torch.bernoulli(outputs.sigmoid().nan_to_num())  # else NaN is an error
 
     def to_env(self, actions: Tensor) -> np.ndarray:
         return actions.numpy(force=True).astype(self.space.dtype)

@@ -345,7 +345,7 @@ def test_the_second_of_two_signals_kills(tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("is_elsewhere", [False, True])
 def test_a_signal_counts_only_in_the_process_of_the_run(is_elsewhere, signum, tmp_path):
-    """The run has an example of the environment in its own process."""
+    """Gymnasium also makes one environment in the process of the run."""
     with ppo.Run(arguments(tmp_path)) as run:
         assert ppo.ignore_signals("env", os.getpid() + is_elsewhere) == "env"
         os.kill(os.getpid(), signum)

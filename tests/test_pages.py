@@ -57,43 +57,39 @@ def test_a_table_has_the_letters_of_the_runs_wherever_it_is_made(tmp_path, monke
     assert "| Pôle-λ-v1 | 8 | 5 |\n" in page.read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def left_alone(tmp_path, monkeypatch, capsys):
+    """Check that a page with this comment is refused with these words, and stays as it is."""
+    monkeypatch.chdir(ROOT)
+
+    def check(comment, words):
+        page = tmp_path / "page.md"
+        page.write_text(text := f"{comment}\n\n| old |\n", encoding="utf-8")
+        with pytest.raises(SystemExit) as stop:
+            pages.main(pages.Args([str(page)]))
+        assert stop.value.code == 1
+        assert words in capsys.readouterr().err
+        assert page.read_text(encoding="utf-8") == text
+
+    return check
+
+
 @pytest.mark.slow
-def test_a_command_that_fails_leaves_the_page_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    page = tmp_path / "page.md"
-    page.write_text(text := f"{FAILS}\n\n| old |\n", encoding="utf-8")
-    with pytest.raises(SystemExit) as stop:
-        pages.main(pages.Args([str(page)]))
-    assert stop.value.code == 1
-    assert "there is no file or folder nothing" in capsys.readouterr().err
-    assert page.read_text(encoding="utf-8") == text
+def test_a_command_that_fails_leaves_the_page_alone(left_alone):
+    left_alone(FAILS, "there is no file or folder nothing")
 
 
-def test_a_command_without_a_table_leaves_the_page_alone(tmp_path, monkeypatch, capsys):
+def test_a_command_without_a_table_leaves_the_page_alone(left_alone):
     """Say that --table was forgotten."""
-    monkeypatch.chdir(ROOT)
-    page = tmp_path / "page.md"
-    command = "<!-- python -m tools.plot docs/results/benchmark/CartPole-v1 --output '' -->"
-    page.write_text(text := f"{command}\n\n| old |\n", encoding="utf-8")
-    with pytest.raises(SystemExit) as stop:
-        pages.main(pages.Args([str(page)]))
-    assert stop.value.code == 1
-    assert "prints no table" in capsys.readouterr().err
-    assert page.read_text(encoding="utf-8") == text
+    left_alone(COMMAND.replace(" --table", ""), "prints no table")
 
 
-def test_a_command_with_two_tables_leaves_the_page_alone(tmp_path, monkeypatch, capsys):
+def test_a_command_with_two_tables_leaves_the_page_alone(left_alone, monkeypatch):
     """Both would be in the place of the first."""
     tables = "| a |\n|:-:|\n| 1 |\n\n| b | c |\n| --- | --- |\n"
     done = subprocess.CompletedProcess([], 0, tables, "")
     monkeypatch.setattr(subprocess, "run", lambda *args, **options: done)
-    page = tmp_path / "page.md"
-    page.write_text(text := f"{COMMAND}\n\n| old |\n", encoding="utf-8")
-    with pytest.raises(SystemExit) as stop:
-        pages.main(pages.Args([str(page)]))
-    assert stop.value.code == 1
-    assert "prints 2 tables, not one" in capsys.readouterr().err
-    assert page.read_text(encoding="utf-8") == text
+    left_alone(COMMAND, "prints 2 tables, not one")
 
 
 def test_no_such_page(capsys):

@@ -534,7 +534,7 @@ def test_results_do_not_replace_the_whole_run(tmp_path, monkeypatch, capsys):
 
 
 def test_a_sweep_does_not_replace_the_whole_runs_of_another(tmp_path, monkeypatch, capsys):
-    """Their checkpoints are nowhere else. Those of results that are no more may be replaced."""
+    """Their checkpoints are nowhere else. Once those results are gone, they may be replaced."""
     monkeypatch.setattr(sweep, "train", train_at_once)
     first, second = one_run(tmp_path), one_run(tmp_path)
     second.results = str(tmp_path / "others")

@@ -329,9 +329,9 @@ def refuse_shared_folders(wanted, todo, results):
 
 
 def claim_folder(todo, runs, results, file):
-    """Note in the file whose whole runs these are, since a new run may replace one.
+    """Write in the file which results these whole runs belong to.
 
-    Exits if they are those of other results, unless these are no more.
+    Exits if they belong to other results that still exist: new runs would replace them.
     """
     if not todo:
         return
