@@ -170,12 +170,22 @@ def test_ctrl_c_leaves_no_half_of_a_row(tmp_path, monkeypatch):
     assert path.read_bytes() == START
 
 
+def test_a_row_goes_into_a_pipe():
+    """Reading it first, as one reads a file, would wait for its own end."""
+    source, sink = os.pipe()
+    tools.add_row(f"/dev/fd/{sink}", dict(name="b", words="c"), COLUMNS)
+    assert os.read(source, 100) == b"name,words\r\nb,c\r\n"
+    os.close(source)
+    os.close(sink)
+
+
 def test_where_a_file_is_to_be_written(tmp_path, capsys):
     tools.refuse_missing_folder(tmp_path / "x.csv")
     (tmp_path / "x.csv").touch()
     tools.refuse_missing_folder(tmp_path / "x.csv")
     for path, words in [
         (tmp_path, f"{tmp_path} is a folder: name a file"),
+        (f"{tmp_path / 'new'}/", f"{tmp_path / 'new'}/ is a folder: name a file"),
         (tmp_path / "a" / "x.csv", f"there is no folder {tmp_path / 'a'} to write"),
     ]:
         with pytest.raises(SystemExit) as stop:

@@ -63,8 +63,8 @@ def printing_utf_8():
 
 def refuse_missing_folder(path):
     """Exit if a file that is written at the end would have no folder, or is one."""
-    if Path(path).is_dir():
-        fail(f"{Path(path)} is a folder: name a file to write")
+    if Path(path).is_dir() or str(path).endswith(("/", os.sep)):
+        fail(f"{path} is a folder: name a file to write")
     folder = Path(path).parent
     if not folder.is_dir():
         fail(f"there is no folder {folder} to write {path} in")
@@ -75,7 +75,7 @@ def add_row(path, row, columns):
 
     Raises OSError if it cannot be written, as on a full disk.
     """
-    before = Path(path).read_bytes() if Path(path).exists() else b""
+    before = Path(path).read_bytes() if Path(path).is_file() else b""  # a pipe would never end
     header = before.split(b"\n")[0].decode(errors="replace").strip().replace('"', "")
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, columns)
@@ -90,7 +90,7 @@ def add_row(path, row, columns):
         with open(path, "ab") as file:
             file.write(lines.getvalue().encode())
     except BaseException:  # Ctrl-C too: a part of a row would count as a row
-        if Path(path).exists():
+        if Path(path).is_file():
             os.truncate(path, len(before))
         raise
 
