@@ -1,11 +1,16 @@
 """What tools.scale makes of its measurements."""
 
 import csv
+import os
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from processes import Job
 
 from tools import scale
 
@@ -74,6 +79,23 @@ def test_two_workers_are_measured(monkeypatch):
     assert row["workers"] == 2
     assert row["reduces"] > row["gathers"] > 1
     assert set(row) == set(scale.COLUMNS)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM kills there")
+def test_workers_end_with_the_tool():
+    """They are in sessions of their own, and would train on if torchrun were killed."""
+    code = "import sys; sys.argv[0] = '-m'; from tools import scale; "
+    code += "scale.SETTINGS['long'] = ('ppo', {}, 10**9); scale.measure('long', 2)"
+    job = Job(["-c", code], ROOT)
+    job.wait_for(lambda: job.alive(RANK="1"))
+    workers = job.alive(RANK="0") + job.alive(RANK="1")
+    os.kill(job.process.pid, signal.SIGTERM)
+    assert job.end() == (-signal.SIGINT, "", "stopped\n")
+    _, left = psutil.wait_procs(workers, timeout=60)
+    for worker in left:
+        worker.kill()
+    assert not left
 
 
 def test_what_is_printed_after_the_runs_is_what_the_file_gives(tmp_path):

@@ -339,6 +339,7 @@ def test_table_of_times_to_a_solution():
         # Nor is any seed here: no ratio
         ("Hopper-v5", "trpo.py"): [1],
         ("Hopper-v5", "PPO"): [2],
+        ("HalfCheetah-v5", "TRPO"): [3],
     }
     rows = [
         dict(environment=env, program=program, seed=seed, steps=1, seconds=str(x))
@@ -350,6 +351,7 @@ def test_table_of_times_to_a_solution():
         "| Acrobot-v1 (−100) | 100.0 s | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 1 | 0 of 1 | only ours |",
         "| Pendulum-v1 (−200) | 0 of 1 | 0 of 1 | 2.0 s | 2.0 s | 2.0 s | 2.0 s | not solved |",
         "| LunarLander-v3 (200) | 1.0 s | 1.0 s | 2.0 s | 2.0 s | 2.0 s | 2.0 s | 2.0 |",
+        "| HalfCheetah-v5 (3,000) |  |  |  |  |  | 3.0 s |  |",
         "| Hopper-v5 (2,000) |  | 1.0 s |  | 2.0 s |  |  |  |",
     ]
 
@@ -382,6 +384,8 @@ def test_a_copy_is_what_runs(tmp_path):
         (dict(output=""), ". is a folder: name a file"),
         (dict(growth="folder"), "folder is a folder: name a file"),
         (dict(table=True), "--table needs --solve"),
+        (dict(growth="growth.png", only="hidden_size"), "leave it out with --table and with"),
+        (dict(solve=True, table=True, only="CartPole"), "leave it out with --table and with"),
         (dict(solve=True, table=True, output="other.csv"), "there is no other.csv"),
         (dict(growth="nowhere/growth.png"), "there is no folder nowhere"),
         (dict(growth="growth.webq"), "cannot write growth.webq"),

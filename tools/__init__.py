@@ -64,7 +64,7 @@ def printing_utf_8():
 def refuse_missing_folder(path):
     """Exit if a file that is written at the end would have no folder, or is one."""
     if Path(path).is_dir() or str(path).endswith(("/", os.sep)):
-        fail(f"{path} is a folder: name a file to write")
+        fail(f"{path or '.'} is a folder: name a file to write")
     folder = Path(path).parent
     if not folder.is_dir():
         fail(f"there is no folder {folder} to write {path} in")

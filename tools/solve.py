@@ -335,7 +335,7 @@ def table(rows: list[dict]) -> str:
     heads = ["environment (bar)", *(f"`{x}`" for x in OURS), *OTHERS, "their best ÷ ours"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for env_id, (bar, _) in TASKS.items():
-        if not any(seconds[env_id, program] for program in OURS):
+        if not any(seconds[env_id, program] for program in PROGRAMS):
             continue
         cells = [cell(seconds[env_id, program]) for program in PROGRAMS]
         name = f"{env_id} ({bar:,})".replace("(-", "(−")

@@ -379,6 +379,8 @@ def check_arguments(args):
         fail(f"--repeats must be at least 1, not {args.repeats}")
     if args.table and not args.solve:
         fail("--table needs --solve")
+    if args.only and (args.table or args.growth):
+        fail("--only chooses what runs: leave it out with --table and with --growth")
     if [bool(x) for x in (args.solve, args.growth, args.against)].count(True) > 1:
         fail("--solve, --growth and --against exclude each other")
     refuse_missing_folder(args.output)
