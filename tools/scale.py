@@ -130,6 +130,18 @@ def work(task):
         Path(task["result"]).write_text(json.dumps(result), encoding="utf-8")
 
 
+def torchrun(command):
+    """Run a command of torchrun to its end. Returns the exit code and what it printed as errors."""
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with subprocess.Popen(command, **pipes, encoding="utf-8", errors="replace") as launcher:
+        try:
+            _, errors = launcher.communicate()
+        except BaseException:  # Ctrl-C: its workers would go on if it were killed
+            launcher.terminate()
+            raise
+    return launcher.returncode, errors
+
+
 def measure(setting, count):
     """A run of torchrun with so many workers. Returns a row."""
     script, options, steps = SETTINGS[setting]
@@ -139,9 +151,9 @@ def measure(setting, count):
         task = dict(script=script, options=options, result=f"{folder}/result")
         worker = ["-m", "tools.scale", "--child", json.dumps(task)]
         command = [*launcher, f"--nproc-per-node={count}", *worker]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-        if done.returncode:
-            fail(f"{setting} with {count} workers ended with {done.stderr.strip()}", 1)
+        code, errors = torchrun(command)
+        if code:
+            fail(f"{setting} with {count} workers ended with {errors.strip()}", 1)
         row = json.loads(Path(folder, "result").read_text(encoding="utf-8"))
     return dict(setting=setting, workers=count) | row
 
