@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import itertools
 import json
 import os
@@ -533,6 +534,30 @@ def test_results_do_not_replace_the_whole_run(tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in run_dir.iterdir()) == ["config.json", "metrics.csv"]
 
 
+def test_a_run_that_no_sweep_has_made_is_not_replaced(tmp_path, monkeypatch, capsys):
+    """`python ppo.py` has trained in runs/A-v1/ppo/seed1."""
+    monkeypatch.chdir(tmp_path)
+    run_dir = Path("runs", "A-v1", "ppo", "seed1")
+    write_run(run_dir, "8,1,2.5,1")
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(sweep.Args(scripts=("ppo",), envs=("A-v1",), runs=".", name="runs"))
+    assert stop.value.code == 2
+    assert f"{run_dir} is a run that no sweep has made: give another" in capsys.readouterr().err
+    assert sorted(path.name for path in run_dir.iterdir()) == ["config.json", "metrics.csv"]
+
+
+def test_a_sweep_goes_on_when_nobody_reads_its_output(stubbed, tmp_path, monkeypatch):
+    """As in `python -m tools.sweep … | head -1`."""
+
+    class Gone(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert len(stubbed("ppo", seeds=3)) == 3
+    assert len(ledger(tmp_path)) == 3
+
+
 def test_a_sweep_does_not_replace_the_whole_runs_of_another(tmp_path, monkeypatch, capsys):
     """Their checkpoints are nowhere else. Once those results are gone, they may be replaced."""
     monkeypatch.setattr(sweep, "train", train_at_once)
@@ -566,7 +591,9 @@ def test_a_folder_that_cannot_be_removed_is_said(tmp_path, monkeypatch, capsys):
             raise OSError(f"{path.name} is in use")
 
     args = one_run(tmp_path)
-    (tmp_path / "runs" / "sweep" / "A-v1" / "ppo" / "seed1").mkdir(parents=True)
+    runs = tmp_path / "runs" / "sweep"
+    (runs / "A-v1" / "ppo" / "seed1").mkdir(parents=True)
+    (runs / "claimed").write_text(f"{tmp_path}/results/sweep", encoding="utf-8")
     monkeypatch.setattr(shutil, "rmtree", rmtree)
     with pytest.raises(SystemExit) as stop:
         sweep.main(args)

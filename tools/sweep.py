@@ -24,6 +24,7 @@ import threading
 import zlib
 from collections import Counter
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -331,12 +332,16 @@ def refuse_shared_folders(wanted, todo, results):
 def claim_folder(todo, runs, results, file):
     """Write in the file which results these whole runs belong to.
 
-    Exits if they belong to other results that still exist: new runs would replace them.
+    Exits if they belong to other results that still exist, or if no sweep has made them: new runs
+    would replace them.
     """
     if not todo:
         return
     file.seek(0)
     owner = file.read()
+    for run in todo:
+        if not owner and (runs / run.place).exists():
+            fail(f"{runs / run.place} is a run that no sweep has made: give another --runs")
     if owner and Path(owner) != results.resolve() and Path(owner, "runs.csv").exists():
         fail(f"{runs} has the whole runs of {owner}: give another --runs")
     file.truncate(0)
@@ -388,14 +393,15 @@ def run_all(todo, jobs, runs, results):
         for count, future in enumerate(as_completed(futures), 1):
             run = futures[future]
             known, code, words = future.result()
-            print(f"{count}/{len(todo)}  {run.command}  ", end="")
             metrics = runs / run.place / "metrics.csv"
-            if not has_result(code, words, metrics):
+            if has_result(code, words, metrics):
+                outcome = record(run, code, known, metrics.parent, results)
+                end = f"return {float(outcome['return_last100'] or 'nan'):.1f}"
+            else:
                 failures += 1
-                print(f"FAILED, exit code {code}: {words}", flush=True)
-                continue
-            outcome = record(run, code, known, metrics.parent, results)
-            print(f"return {float(outcome['return_last100'] or 'nan'):.1f}", flush=True)
+                end = f"FAILED, exit code {code}: {words}"
+            with suppress(OSError):  # whoever read the output may be gone
+                print(f"{count}/{len(todo)}  {run.command}  {end}", flush=True)
     except BaseException:  # Ctrl-C, or a full disk: end all runs
         pool.shutdown(wait=False, cancel_futures=True)
         children.end()
