@@ -488,7 +488,7 @@ def test_a_panel_for_each_environment(count):
 # Scores
 
 
-def test_scores_are_between_the_random_policy_and_the_best_end():
+def test_scores_are_between_the_random_policy_and_the_best_end(capsys):
     runs = {
         "A": {"ppo": [ending(30), ending(20)], "trpo": [curve((0, 1, 90), (100, 2, 50))]},
         "B": {"trpo": [ending(-4)], "is_pg": [ending(-1)]}
@@ -501,7 +501,11 @@ def test_scores_are_between_the_random_policy_and_the_best_end():
     }
     envs, scores = plot.scores_of(runs, random_runs, COLUMN, points=3)
     assert envs == ["A", "B"]
-    assert list(scores) == ["trpo", "ppo"]  # is_pg has no runs of A
+    assert list(scores) == ["trpo", "ppo"]
+    assert capsys.readouterr().out.splitlines() == [
+        "is_pg is not in the profiles: it has no run of A",
+        "ppo: the profiles have its first 2 runs of each environment",
+    ]
     # A: random policies end with 10, the best run with 50; B: with −10, and 0
     assert_allclose(scores["trpo"], [[[2, 1.5, 1], [1, 0.8, 0.6]]])
     assert scores["ppo"].shape == (2, 2, 3)
@@ -720,6 +724,15 @@ def test_bad_pictures_are_said_before_the_work(option, name, words, tmp_path, mo
     said = capsys.readouterr().err
     assert words.format(tmp_path / name) in said
     assert said.count("\n") == 1
+
+
+def test_two_pictures_have_two_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plot, "read_runs", None)
+    path = str(tmp_path / "x.png")
+    with pytest.raises(SystemExit) as stop:
+        plot.main(plot.Args([str(tmp_path)], output=path, profiles=path))
+    assert stop.value.code == 2
+    assert "--output and --profiles name one picture: give two" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ REPS = 4000  # bootstrap samples; with three runs, fewer make the band's edge fl
 class Args:
     run_dirs: Annotated[list[str], tyro.conf.Positional]  # runs, or folders with runs inside
     output: str = "curves.png"  # picture to write; empty for none
-    column: str = "return_last100"  # column of metrics.csv to draw
+    column: str = "return_last100"  # column of metrics.csv to draw (episodes: all so far)
     bar: float = math.nan  # also print how many steps it takes to reach this return
     table: bool = False  # also print a Markdown table of the final returns
     profiles: str = ""  # also draw performance profiles over all environments here
@@ -345,9 +345,14 @@ def scores_of(runs, random_runs, column, points=101):
     labels = {label for env in envs for label in runs[env]}
     scores = {}
     for label in sorted(labels, key=order):
-        if not all(label in runs[env] for env in envs):
+        missing = [env for env in envs if label not in runs[env]]
+        if missing:
+            print(f"{label} is not in the profiles: it has no run of {', '.join(missing)}")
             continue
-        count = min(len(runs[env][label]) for env in envs)
+        counts = {len(runs[env][label]) for env in envs}
+        count = min(counts)
+        if len(counts) > 1:
+            print(f"{label}: the profiles have its first {count} runs of each environment")
         scores[label] = np.empty((count, len(envs), points))
         for i, env in enumerate(envs):
             _, curves = interpolate(runs[env][label][:count], column, points, hold=True)
@@ -449,6 +454,14 @@ def refuse_picture(path):
         fail(f"cannot write {path}: {error}")
 
 
+def refuse_pictures(args):
+    """Exit, before any work, if one of the pictures asked for cannot be written."""
+    if args.output and args.output == args.profiles:
+        fail("--output and --profiles name one picture: give two names")
+    for picture in filter(None, [args.output, args.profiles]):
+        refuse_picture(picture)
+
+
 def import_pyplot():
     """matplotlib.pyplot, drawing without a screen; exits if it or rliable is missing."""
     try:
@@ -473,8 +486,7 @@ def main(args):
     pyplot = import_pyplot()
     pyplot.rcParams["text.parse_math"] = False  # a name with two $ is not a formula
     refuse_missing(args.run_dirs)
-    for picture in filter(None, [args.output, args.profiles]):
-        refuse_picture(picture)
+    refuse_pictures(args)
     runs = read_runs(args.run_dirs, args.column)
     if not runs:
         fail(f"no run with a finished episode in: {', '.join(args.run_dirs) or 'nothing given'}")
