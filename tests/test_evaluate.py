@@ -1037,12 +1037,11 @@ def test_a_film_in_which_the_environment_fails_is_said_after_the_returns(failing
     assert "--resume" not in words
 
 
-def test_the_film_is_of_the_first_episode_and_named_by_the_steps_of_training(tmp_path, capsys):
+def test_the_film_is_of_the_first_episode_and_named_by_what_it_shows(tmp_path, capsys):
     run_dir = train(tmp_path / "run", env_id="Pendulum-v1", total_steps=20)
     videos = tmp_path / "run" / "video"
     videos.mkdir()
     (videos / "step99-of-before.mp4").write_bytes(b"")
-    os.utime(videos / "step99-of-before.mp4", (1, 1))
     capsys.readouterr()
     evaluate.main(evaluate.Args(run_dir, episodes=2, max_steps=5, video=True))
     out = capsys.readouterr().out
@@ -1050,8 +1049,24 @@ def test_the_film_is_of_the_first_episode_and_named_by_the_steps_of_training(tmp
     assert first != second
     assert f"of an episode of return {first}\n" in out
     step = f"step{ppo.load_checkpoint(run_dir)['progress'][1]}"
-    assert f"video: {videos / step}-episode-0.mp4, of" in out
-    assert b"ftyp" in (videos / f"{step}-episode-0.mp4").read_bytes()[:16]
+    film = videos / f"{step}-sampled-seed0-episode-0.mp4"
+    assert f"video: {film}, of" in out
+    assert b"ftyp" in film.read_bytes()[:16]
+    evaluate.main(evaluate.Args(run_dir, episodes=1, max_steps=5, video=True, mode=True, seed=3))
+    names = ["step99-of-before.mp4", film.name, f"{step}-mode-seed3-episode-0.mp4"]
+    assert sorted(path.name for path in videos.iterdir()) == sorted(names)
+    assert {path.name for path in Path(run_dir).glob("*video*")} == {"video"}
+
+
+def test_an_unfinished_film_replaces_none(failing, capsys):
+    run_dir = failing("later render")
+    step = f"step{ppo.load_checkpoint(run_dir)['progress'][1]}"
+    film = Path(run_dir, "video", f"{step}-sampled-seed0-episode-0.mp4")
+    film.parent.mkdir()
+    film.write_bytes(b"of before")
+    refused(capsys, run_dir, video=True)
+    assert film.read_bytes() == b"of before"
+    assert {path.name for path in Path(run_dir).glob("*video*")} == {"video"}
 
 
 def test_a_file_of_other_columns_gets_no_line(run, tmp_path, capsys):

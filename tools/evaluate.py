@@ -12,6 +12,7 @@ from ctypes.util import find_library
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import gymnasium as gym
@@ -39,6 +40,10 @@ class Args:
     max_steps: int = 10_000  # longer episodes are cut off here
     video: bool = False  # film one more episode, to RUN_DIR/video (pip install moviepy)
     output: str = ""  # CSV file to which a line with the results is added
+
+
+def kind_of_actions(args):
+    return "mode" if args.mode else "sampled"
 
 
 def in_one_line(error):
@@ -223,10 +228,12 @@ def set_up(script, trained, checkpoint, args, opened):
         opened.callback(envs.close)
         policy = load_policy(script, trained, checkpoint, envs)
         if args.video:
+            # Not in RUN_DIR/video yet, where an unfinished film could replace a whole one
+            unfinished = opened.enter_context(TemporaryDirectory(prefix="video", dir=args.run_dir))
             record_video = partial(
                 gym.wrappers.RecordVideo,
-                video_folder=str(Path(args.run_dir, "video")),
-                name_prefix=f"step{checkpoint['progress'][1]}",
+                video_folder=str(Path(unfinished, "video")),
+                name_prefix=f"step{checkpoint['progress'][1]}-{kind_of_actions(args)}-seed{args.seed}",
                 disable_logger=True,
             )
             stage = make_stage(script, trained, envs.single_observation_space, record_video)
@@ -263,18 +270,19 @@ def refuse_to_film(trained):
 def film(stage, policy, args, trained):
     """Play one episode in the filmed environment, and say where its video is."""
     refuse_to_film(trained)
-    folder = Path(args.run_dir, "video")
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.mp4")}
+    (folder,) = stage.unwrapped.get_attr("video_folder")
     missing = choose_opengl() if "mujoco" in sys.modules else ""
     try:
         (episode_return,), _, _ = play(stage, policy, args)
     except Exception as error:  # renderers raise errors of any type
         fail(f"cannot film {trained.env_id}: {missing or in_one_line(error)}")
-    now = {path: path.stat().st_mtime_ns for path in folder.glob("*.mp4")}
-    new = [path for path in now if now[path] != before.get(path)]
-    if not new:
+    films = list(Path(folder).glob("*.mp4"))
+    if not films:
         fail(f"cannot film {trained.env_id}: its render() gives no pictures")
-    print(f"video: {new[0]}, of an episode of return {episode_return:.5g}")
+    video = Path(args.run_dir, "video", films[0].name)
+    video.parent.mkdir(exist_ok=True)
+    os.replace(films[0], video)
+    print(f"video: {video}, of an episode of return {episode_return:.5g}")
 
 
 def reason(script, error):
@@ -287,10 +295,9 @@ def reason(script, error):
 
 def report(returns, lengths, finished, args):
     """Print what the episodes came to."""
-    actions = "mode" if args.mode else "sampled"
     print("returns:", " ".join(f"{x:.5g}" for x in returns))
     print(
-        f"{len(returns)} episodes, {actions} actions: "
+        f"{len(returns)} episodes, {kind_of_actions(args)} actions: "
         f"return {returns.mean():.5g} ± {returns.std():.3g}, length {lengths.mean():.1f}"
     )
     if not finished.all():
@@ -319,7 +326,7 @@ def main(args):
                 seed=trained.seed,
                 step=checkpoint["progress"][1],
                 episodes=args.episodes,
-                actions="mode" if args.mode else "sampled",
+                actions=kind_of_actions(args),
                 return_mean=f"{returns.mean():.9g}",
                 return_std=f"{returns.std():.9g}",
                 length_mean=lengths.mean(),
