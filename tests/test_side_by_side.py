@@ -348,6 +348,19 @@ def test_bad_input(arguments, sentence, tmp_path, monkeypatch, capsys):
     assert set(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("scripts", "output"),
+    [(side_by_side.SCRIPTS, "docs/side_by_side.html"), (("ppo.py", "my.py"), "side_by_side.html")],
+)
+def test_other_files_do_not_replace_the_page_of_the_scripts(scripts, output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    for path in (*side_by_side.SCRIPTS, "my.py"):
+        (tmp_path / path).write_text("x = 1\n", encoding="utf-8")
+    side_by_side.main(side_by_side.Args(scripts))
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*.html")] == [Path(output)]
+
+
 def test_the_command_writes_the_same_each_time(tmp_path, text):
     command = [sys.executable, "-m", "tools.side_by_side", "--output", str(tmp_path / "page.html")]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})

@@ -34,7 +34,7 @@ WRAP = re.compile(r"(?<=\w)(?=\.[a-z])|(?<=[(\[=])(?=[a-z])")  # where a long wo
 @dataclass
 class Args:
     scripts: Annotated[tuple[str, ...], tyro.conf.Positional] = SCRIPTS  # files to compare, 2 to 9
-    output: str = "docs/side_by_side.html"  # page to write
+    output: str = ""  # page to write; default: side_by_side.html (of all four, that in docs)
 
 
 @cache
@@ -289,11 +289,13 @@ def main(args):
     names = [Path(path).stem for path in args.scripts]
     names = names if len(set(names)) == len(names) else args.scripts
     text = page(names, [read(path) for path in args.scripts])
+    default = "docs/side_by_side.html" if args.scripts == SCRIPTS else "side_by_side.html"
+    output = args.output or default
     try:
-        Path(args.output).write_text(text, encoding="utf-8", newline="\n")
+        Path(output).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
-        fail(f"cannot write {args.output}: {error.strerror}")
-    print(f"page: {args.output}")
+        fail(f"cannot write {output}: {error.strerror}")
+    print(f"page: {output}")
 
 
 PAGE = """<!DOCTYPE html>
