@@ -3,10 +3,11 @@
 Run: python -m tools.mutate --output docs/mutations.md
 
 The faults are in tools/mutants.txt: below the heading of a place, each line has the old text,
-an arrow and the new text. A fault in a part that the scripts share goes into all four. For each
-fault, only the tests that run its line are tried, and of these the likeliest to notice it first.
-coverage.py finds out which tests run which lines. Tests marked slow are left out, and tests of the
-text of the files, which would notice any change.
+an arrow and the new text. An indented line below a fault says why no test can notice it. A fault
+in a part that the scripts share goes into all four. For each fault, only the tests that run its
+line are tried, and of these the likeliest to notice it first. coverage.py finds out which tests
+run which lines. Tests marked slow are left out, and tests of the text of the files, which would
+notice any change.
 """
 
 import ast

@@ -1,5 +1,7 @@
 """Write the tables of the pages anew, with the commands in the comments above them.
 
+Some of these commands also draw the figures of docs/why anew.
+
 Run: python -m tools.pages
 """
 
