@@ -36,7 +36,7 @@ from common.returns import RewardScaler, gae
 from common.workers import average_gradients, average_metrics, gather
 
 # Numbers with a range: `check` calls the test, and prints the words if it fails
-Seed = Annotated[int, "from 0 to 2**53", lambda x: 0 <= x <= 2**53]
+Seed = Annotated[int, "from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32]
 AtLeast1 = Annotated[int, "at least 1", lambda x: x >= 1]
 AtLeast2 = Annotated[int, "at least 2", lambda x: x >= 2]
 ZeroToOne = Annotated[float, "from 0 to 1", lambda x: 0 <= x <= 1]
@@ -47,7 +47,7 @@ Positive = Annotated[float, "above 0 (below 1e38, or inf)", lambda x: 0 < x < 1e
 class Args:
     # the task
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:id to import a module first
-    env_kwargs: str = "{}"  # options of the environment, as JSON: '{"gravity": -5}'
+    env_kwargs: str = "{}"  # its options, as JSON; of LunarLander: '{"gravity": -5}'
     wrappers: tuple[str, ...] = ()  # wrappers around each environment, as module:Class
     vectorization_mode: Literal["sync", "async"] | None = None  # in turn or in processes
     num_envs: AtLeast1 = 8  # environments stepped together in each process, N
@@ -302,7 +302,7 @@ class Guard(VectorWrapper):
     def step(self, actions: np.ndarray) -> tuple:
         try:
             return self.env.step(actions)
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             reason = f"its process ended, perhaps for lack of memory ({describe(error)})"
         except (Exception, SystemExit) as error:  # environments can raise anything
             reason = describe(error)
@@ -338,7 +338,7 @@ def make_envs(args: Args, num_envs: int, wrappers: list | tuple = (), **kwargs: 
         all_wrappers.insert(0, lambda env: ignore_signals(env, run_pid))
     if all_wrappers:  # an environment's own vector form does not take them
         options |= {"wrappers": all_wrappers, "vectorization_mode": mode or "sync"}
-    elif "ALE/" in args.env_id and not mode:
+    elif "ALE/" in args.env_id and mode in (None, "vector_entry_point"):
         options["reward_clipping"] = False  # else returns would be sums of signs
     envs = gym.make_vec(args.env_id, num_envs, **options)
     autoreset = envs.metadata.get("autoreset_mode")
@@ -410,8 +410,9 @@ class Run(ExitStack):
     def start_envs(self) -> tuple[VectorEnv, np.ndarray, np.ndarray]:
         """Make environments, join the workers, and reset. Returns envs, obs and done."""
         args = self.args
+        others = torch.multiprocessing.active_children()
         try:
-            self.callback(end_processes, torch.multiprocessing.active_children())
+            self.callback(end_processes, others)
             envs = make_envs(args, args.num_envs)
             self.callback(envs.close)
             if self.num_workers > 1:  # nccl fails where there is no GPU
@@ -428,7 +429,8 @@ class Run(ExitStack):
         except gym.error.Error as error:
             fail(f"cannot set up {args.env_id}: {type(error).__name__}: {error}")
         except (Exception, SystemExit) as error:  # environments can raise anything
-            hint = "" if str(error) else "; try --wrappers"  # MiniGrid's assertion has no message
+            end_processes(others)  # envs.close would wait for one that is lost
+            hint = "; try --wrappers" if repr(error) == "AssertionError()" else ""  # MiniGrid's
             fail(f"cannot set up {args.env_id}: {describe(error)}{hint}")
         return envs, obs, np.zeros(args.num_envs, bool)
 
@@ -471,7 +473,7 @@ class Run(ExitStack):
             fail(f"the run {self.folder} does not fit: {' '.join(str(error).split())}")
 
     def make_folder(self) -> None:
-        """Make a folder, with a suffix if its name is taken; a resumed run has one."""
+        """Make a folder, with a suffix if its name is taken; a resumed run keeps its own."""
         name = self.folder
         name.parent.mkdir(parents=True, exist_ok=True)
         for suffix in count(2):

@@ -45,7 +45,7 @@ class Normalizer(nn.Module):
             return
         obs = obs.reshape(len(obs), -1).to(torch.float32 if self.is_image else torch.float64)
         mean = obs.mean(0) if self.enabled else self.mean
-        # One scale for all pixels: with its own, one that hardly ever changes would dominate
+        # One scale for all: scaled by itself, a pixel that hardly ever changes would dominate
         spread = obs.max().expand_as(mean) if self.is_image else obs.var(0, correction=0)
         for size, moments in gather((len(obs), torch.stack([mean, spread]).cpu())):
             new_mean, new_spread = moments.to(self.mean.device)
@@ -223,10 +223,10 @@ class GaussianHead(nn.Module):
         self.register_load_state_dict_pre_hook(self.add_units)
 
     @staticmethod
-    def add_units(self: "GaussianHead", state: dict, prefix: str, *rest: Any) -> None:
+    def add_units(head: "GaussianHead", state: dict, prefix: str, *rest: Any) -> None:
         """Checkpoints from before there were units have actions as the environment takes them."""
-        state.setdefault(f"{prefix}unit", torch.ones_like(self.unit))
-        state.setdefault(f"{prefix}center", torch.zeros_like(self.center))
+        state.setdefault(f"{prefix}unit", torch.ones_like(head.unit))
+        state.setdefault(f"{prefix}center", torch.zeros_like(head.center))
 
     def forward(self, outputs: Tensor) -> Distribution:
         dist = Normal(outputs, self.log_std.exp(), validate_args=False)

@@ -48,6 +48,19 @@ class Lost(gym.Env):
         return np.zeros(2, np.float32), reward, self.steps % 9 == 0, False, {}
 
 
+class Deaf(gym.Env):
+    """Where the seed is odd, it is cut off from the run when it is reset, and lives on."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = TWO
+
+    def reset(self, *, seed=None, options=None):
+        if seed % 2:
+            os.closerange(3, 256)
+            time.sleep(60)
+        return np.zeros(2, np.float32), {}
+
+
 class Flags(gym.vector.VectorEnv):
     """Episodes of 4 steps, the flags of which are of any type."""
 
@@ -169,6 +182,7 @@ class Buttons(gym.Env):
 
 
 gym.register("Lost", Lost)
+gym.register("Deaf", Deaf)
 gym.register("Flags", vector_entry_point=Flags)
 gym.register("ForeignFlags", vector_entry_point=ForeignFlags)
 gym.register("Starting", vector_entry_point=Starting)

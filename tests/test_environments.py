@@ -135,8 +135,9 @@ def test_seeds_fit_in_31_bits(seed, tmp_path, monkeypatch):
     assert set(later) == {None}
 
 
-def test_the_atari_environment_does_not_clip_rewards():
-    envs = ppo.make_envs(ppo.Args(env_id="ale_py:ALE/Pong-v5"), 2)
+@pytest.mark.parametrize("env_kwargs", ["{}", '{"vectorization_mode": "vector_entry_point"}'])
+def test_the_atari_environment_does_not_clip_rewards(env_kwargs):
+    envs = ppo.make_envs(ppo.Args(env_id="ale_py:ALE/Pong-v5", env_kwargs=env_kwargs), 2)
     assert envs.unwrapped.spec.kwargs["reward_clipping"] is False
     assert type(envs.unwrapped).__name__ == "AtariVectorEnv"
     envs.close()

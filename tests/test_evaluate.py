@@ -641,18 +641,20 @@ class Stages:
         return stage
 
 
-def test_the_stage_of_an_atari_game():
+@pytest.mark.parametrize("own", [{}, dict(vectorization_mode="vector_entry_point")])
+def test_the_stage_of_an_atari_game(own):
     """Frames as they come, prepared by wrappers to the stacks of Atari's own vectorized form."""
     space, wrapper = spaces.Box(0, 255, (3, 60, 40), np.uint8), gym.Wrapper
     script = Stages(space)
     frames = dict(img_height=60, img_width=40, stack_num=3, num_threads=2, reward_clipping=True)
     frames |= dict(noop_max=7, use_fire_reset=False, frameskip=5, episodic_life=True)
-    own = dict(repeat_action_probability=0.5, full_action_space=True, continuous=True)
-    own |= dict(max_num_frames_per_episode=99, continuous_action_threshold=0.2)
-    args = ppo.Args(env_id="ale_py:ALE/Pong-v5", env_kwargs=json.dumps(own | frames))
+    of_a_game = dict(repeat_action_probability=0.5, full_action_space=True, continuous=True)
+    of_a_game |= dict(max_num_frames_per_episode=99, continuous_action_threshold=0.2)
+    kwargs = json.dumps(of_a_game | frames | own)
+    args = ppo.Args(env_id="ale_py:ALE/Pong-v5", env_kwargs=kwargs)
     evaluate.make_stage(script, args, space, wrapper)
     (single, num_envs, (first, start, prepare, stack), options) = script.asked[0]
-    assert json.loads(single.env_kwargs) == own
+    assert json.loads(single.env_kwargs) == of_a_game
     assert (single.env_id, num_envs, first) == (args.env_id, 1, wrapper)
     assert options == dict(vectorization_mode="sync", render_mode="rgb_array", frameskip=1)
     assert start.keywords == dict(noop_max=7, use_fire_reset=False)

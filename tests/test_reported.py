@@ -60,7 +60,7 @@ def metrics(run_dir):
         ("ppo", "async", "killed", "its process ended, perhaps for lack of memory (EOFError"),
         ("trpo", "async", "string", "could not convert string to float"),
         ("is_pg", "sync", "string", "could not convert string to float"),
-        ("ppo", "sync", "socket", "ConnectionRefusedError: no simulator (odd.py, line "),
+        ("ppo", "sync", "socket", "failed: ConnectionRefusedError: no simulator (odd.py, line "),
         ("trpo", "sync", "exit", "SystemExit:  (odd.py, line "),
         ("vanilla_pg", "sync", "error", f"KeyError: 'no such room' (odd.py, line {RAISES})"),
     ],
@@ -105,6 +105,17 @@ def test_no_process_of_an_environment_outlives_the_run(ending, context, tmp_path
     assert code == dict(nan=1, device=2, SIGINT=130, SIGTERM=143)[ending]
     assert err.count("\n") == (0 if ending.startswith("SIG") else 1), err
     assert "Traceback" not in out + err
+    assert not job.alive()
+
+
+@pytest.mark.parametrize("seed", [1, 4])  # the first environment is lost, or the second
+def test_an_environment_that_is_lost_in_its_reset_is_not_waited_for(seed, tmp_path):
+    options = ["--vectorization-mode", "async", "--env-id", "odd:Deaf", "--seed", seed]
+    job = Job([ROOT / "ppo.py", *COMMAND, *options], tmp_path)
+    code, _, err = job.end(timeout=50)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "cannot set up odd:Deaf: EOFError" in err
+    assert "wrappers" not in err
     assert not job.alive()
 
 

@@ -147,7 +147,8 @@ def mode_of(trained):
 
 def is_vectorized_atari(trained):
     """Whether make_envs has made Atari's own vectorized environment."""
-    return "ALE/" in trained.env_id and not trained.wrappers and not mode_of(trained)
+    own_form = mode_of(trained) in (None, "vector_entry_point")
+    return "ALE/" in trained.env_id and not trained.wrappers and own_form
 
 
 def make_stage(script, trained, space, record_video):
@@ -288,7 +289,7 @@ def film(stage, policy, args, trained):
 def reason(script, error):
     """Why an episode broke off."""
     described = script.describe(error)
-    if isinstance(error, (EOFError, ConnectionError)):
+    if isinstance(error, (EOFError, BrokenPipeError, ConnectionResetError)):
         return f"a process ended, perhaps for lack of memory ({described})"
     return described
 

@@ -339,9 +339,9 @@ def claim_folder(todo, runs, results, file):
         return
     file.seek(0)
     owner = file.read()
-    for run in todo:
-        if not owner and (runs / run.place).exists():
-            fail(f"{runs / run.place} is a run that no sweep has made: give another --runs")
+    found = [runs / run.place for run in todo if (runs / run.place).exists()]
+    if found and not owner:
+        fail(f"{found[0]} is a run that no sweep has made: give another --runs")
     if owner and Path(owner) != results.resolve() and Path(owner, "runs.csv").exists():
         fail(f"{runs} has the whole runs of {owner}: give another --runs")
     file.truncate(0)
