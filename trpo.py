@@ -486,7 +486,7 @@ class Run(ExitStack):
             fail(f"cannot set up {args.env_id}: {type(error).__name__}: {error}")
         except (Exception, SystemExit) as error:  # environments can raise anything
             end_processes(others)  # envs.close would wait for one that is lost
-            hint = "; try --wrappers" if repr(error) == "AssertionError()" else ""  # MiniGrid's
+            hint = "; try --wrappers" if isinstance(error, NotImplementedError) else ""  # MiniGrid
             fail(f"cannot set up {args.env_id}: {describe(error)}{hint}")
         return envs, obs, np.zeros(args.num_envs, bool)
 

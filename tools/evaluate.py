@@ -231,10 +231,11 @@ def set_up(script, trained, checkpoint, args, opened):
         if args.video:
             # Not in RUN_DIR/video yet, where an unfinished film could replace a whole one
             unfinished = opened.enter_context(TemporaryDirectory(prefix="video", dir=args.run_dir))
+            step = checkpoint["progress"][1]
             record_video = partial(
                 gym.wrappers.RecordVideo,
                 video_folder=str(Path(unfinished, "video")),
-                name_prefix=f"step{checkpoint['progress'][1]}-{kind_of_actions(args)}-seed{args.seed}",
+                name_prefix=f"step{step}-{kind_of_actions(args)}-seed{args.seed}",
                 disable_logger=True,
             )
             stage = make_stage(script, trained, envs.single_observation_space, record_video)
