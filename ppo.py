@@ -47,7 +47,7 @@ Positive = Annotated[float, "above 0 (below 1e38, or inf)", lambda x: 0 < x < 1e
 class Args:
     # the task
     env_id: str = "CartPole-v1"  # Gymnasium id, or module:id to import a module first
-    env_kwargs: str = "{}"  # its options, as JSON; of LunarLander: '{"gravity": -5}'
+    env_kwargs: str = "{}"  # options of the environment, as JSON; LunarLander: '{"gravity": -5}'
     wrappers: tuple[str, ...] = ()  # wrappers around each environment, as module:Class
     vectorization_mode: Literal["sync", "async"] | None = None  # in turn or in processes
     num_envs: AtLeast1 = 8  # environments stepped together in each process, N
