@@ -119,9 +119,11 @@ def test_an_environment_that_is_lost_in_its_reset_is_not_waited_for(seed, tmp_pa
     assert not job.alive()
 
 
-def test_environments_that_are_not_closed_end_with_python(tmp_path):
+@pytest.mark.parametrize("handler", ["SIG_DFL", "default_int_handler"])
+def test_environments_that_are_not_closed_end_with_python(handler, tmp_path):
     """As where one calls make_envs alone: multiprocessing then ends its processes by SIGTERM."""
-    code = "import ppo; envs = ppo.make_envs(ppo.Args(vectorization_mode='async'), 2); envs.reset()"
+    code = f"import signal, ppo; signal.signal(signal.SIGTERM, signal.{handler}); "
+    code += "envs = ppo.make_envs(ppo.Args(vectorization_mode='async'), 2); envs.reset()"
     job = Job(["-c", code], ROOT)
     assert job.end(timeout=60) == (0, "", "")
     assert not job.alive()
