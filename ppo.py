@@ -343,8 +343,8 @@ def make_envs(args: Args, num_envs: int, wrappers: list | tuple = (), **kwargs: 
     options = json.loads(args.env_kwargs) | kwargs
     mode = options.setdefault("vectorization_mode", args.vectorization_mode)
     all_wrappers = [resolve_name(name) for name in args.wrappers] + list(wrappers)
-    is_in_a_run = getattr(signal.getsignal(signal.SIGTERM), "__func__", None) is Run.stop
-    if mode == "async" and is_in_a_run:
+    handler = getattr(signal.getsignal(signal.SIGTERM), "__func__", None)
+    if mode == "async" and handler is Run.stop:  # during a run
         run_pid = os.getpid()
         all_wrappers.insert(0, lambda env: ignore_signals(env, run_pid))
     if all_wrappers:  # an environment's own vector form does not take them
