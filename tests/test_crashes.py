@@ -94,7 +94,9 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_last(run, 
     calls, fsync, replace = [], os.fsync, os.replace
 
     def spy_fsync(descriptor):
-        calls.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        new = run / "checkpoint.tmp"
+        is_new = new.exists() and os.path.sameopenfile(descriptor, os.open(new, os.O_RDONLY))
+        calls.append(str(new) if is_new else "another file")
         return fsync(descriptor)
 
     def spy_replace(source, target):
@@ -104,11 +106,12 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_last(run, 
     monkeypatch.setattr(os, "fsync", spy_fsync)
     monkeypatch.setattr(os, "replace", spy_replace)
     resume(run, total_steps=300)
-    writes = [call for call in calls if "checkpoint." in str(call)]
+    writes = [call for call in calls if "config" not in str(call)]
     one = [f"{run}/checkpoint.tmp", (f"{run}/checkpoint.tmp", f"{run}/checkpoint.pt")]
     assert writes == one * (len(writes) // 2) != []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
 def test_a_full_disk_leaves_the_last_checkpoint(run, capsys):
     before = (run / "checkpoint.pt").read_bytes()
     (run / "checkpoint.tmp").symlink_to("/dev/full")

@@ -138,7 +138,11 @@ def test_seeds_fit_in_31_bits(seed, tmp_path, monkeypatch):
 @pytest.mark.parametrize("env_kwargs", ["{}", '{"vectorization_mode": "vector_entry_point"}'])
 def test_the_atari_environment_does_not_clip_rewards(env_kwargs):
     envs = ppo.make_envs(ppo.Args(env_id="ale_py:ALE/Pong-v5", env_kwargs=env_kwargs), 2)
-    assert envs.unwrapped.spec.kwargs["reward_clipping"] is False
+    options = envs.unwrapped.spec.kwargs
+    assert options["reward_clipping"] is False
+    assert options["repeat_action_probability"] == 0.25  # sticky actions
+    assert not {"maxpool", "noop_max", "use_fire_reset", "grayscale"} & set(options)  # defaults
+    assert envs.single_observation_space.shape == (4, 84, 84)
     assert type(envs.unwrapped).__name__ == "AtariVectorEnv"
     envs.close()
 

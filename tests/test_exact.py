@@ -351,6 +351,17 @@ def trust_region_update(problem, batch, **options):
     return policy, trpo.update_policy(policy, batch, args)
 
 
+@pytest.mark.parametrize("distance", [0.1, 1, 10])
+def test_the_gain_is_a_sum_of_old_advantages(problem, distance):
+    """J(θ) = J(φ) + E_θ[ Σ γᵗ A_φ(s_t, a_t) ] (Schulman et al. 2015, eq. 1)."""
+    old, new = problem.old_policy().probs(), moved(problem, distance).probs()
+    q, v = problem.action_values(old)
+    gain = 0.0
+    for t, visits in enumerate(problem.visits(new)):
+        gain += problem.gamma**t * (visits[:, None] * new * (q[t] - v[t, :, None])).sum()
+    close(problem.expected_return(old) + gain, problem.expected_return(new))
+
+
 def test_lower_bound_of_the_return(endless):
     """J(θ) ≥ L(θ) − C KL_max, C = 4 γ max|A| / (1 − γ)² (Schulman et al. 2015, eq. 9)."""
     problem, slack, misled = endless.problem, [], 0

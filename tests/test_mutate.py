@@ -429,7 +429,7 @@ def test_ctrl_c_ends_it_and_what_it_has_started(when, reached, temporary, tmp_pa
     send(job.process.pid, signal.SIGINT)
     code, _, err = job.end()
     assert (code, err) == (-signal.SIGINT, "stopped\n")
-    assert time.time() - began < 20
+    assert time.time() - began < 50
     wait_until_none_is_alive(job)
     assert not any(temporary.iterdir())
 
@@ -444,5 +444,5 @@ def test_a_failure_ends_it_and_what_it_has_started(temporary, tmp_path):
     assert code == 2
     assert err.startswith("error: nothing is broken, yet a test of tests/test_fails.py fails: ")
     assert "test_waits" not in err
-    assert time.time() - began < 20
+    assert time.time() - began < 50
     wait_until_none_is_alive(job)

@@ -127,6 +127,15 @@ def test_learning_rates_fall_with_the_steps_that_count(script, tmp_path):
         assert float(row["learning_rate"]) == pytest.approx(0.01 * (1 - step / 600))
 
 
+def test_learning_rates_rise_with_the_steps_to_train_for(tmp_path):
+    """They are those of a run that had the larger number of steps from its start."""
+    options = dict(env_id="Acrobot-v1", policy_lr=0.01)
+    train("ppo", tmp_path / "run", total_steps=256, **options)
+    resume("ppo", tmp_path / "run", total_steps=512)
+    rates = [float(row["learning_rate"]) for row in read(tmp_path / "run")]
+    np.testing.assert_allclose(rates, [0.01, 0.005, 0.005, 0.0025], rtol=1e-6)
+
+
 def test_a_taken_name_gets_a_suffix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(3):

@@ -686,10 +686,18 @@ def test_an_error_ends_the_runs_that_wait(tmp_path, monkeypatch):
 def test_ctrl_c_while_a_run_starts(tmp_path, monkeypatch, capsys):
     """The run would go on to its end, though the sweep says that it has stopped."""
 
+    have_ended, end = threading.Event(), sweep.Children.end
+
     def versions():
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        time.sleep(0.5)
+        have_ended.wait(60)
         return ""
+
+    def end_and_say(children):
+        end(children)
+        have_ended.set()
+
+    monkeypatch.setattr(sweep.Children, "end", end_and_say)
 
     script = tmp_path / "say.py"
     script.write_text(f"open({str(tmp_path / 'it has run')!r}, 'w').close()", encoding="utf-8")

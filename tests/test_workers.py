@@ -159,11 +159,14 @@ def test_a_worker_names_the_folder_that_the_first_one_made(tmp_path):
     (tmp_path / "run").mkdir()
     options = ["--env-id", "odd:Lost", "--env-kwargs", '{"how": "nan"}', "--run-dir", "run"]
     options += ["--num-envs", 1, "--num-steps", 64, "--seed", 4]
-    _, second = start_two([ROOT / "ppo.py", *options], tmp_path)
+    first, second = start_two([ROOT / "ppo.py", *options], tmp_path)
     code, _, err = second.end()
     assert code == 1
     assert "in rewards or last observations: " in err
     assert "the last checkpoint is in run-2" in err
+    code, _, err = first.end()
+    assert code == 1
+    assert "ppo.py: disk, memory or a worker failed: " in err
 
 
 def start_two(command, folder):

@@ -51,7 +51,7 @@ IN_ALL_SCRIPTS = {  # place: the headings before it and after it
     "shared": (SHARED, RUN),
     "run": (RUN, ""),
 }
-LEFT_OUT = [".*", "__pycache__", "runs"]  # of copies
+LEFT_OUT = [".[!c]*", "__pycache__", "runs"]  # of copies, in which .ci stays
 OPTIONS = ["-x", "-q", "-n", "0", "--tb=no", "-p", "no:cacheprovider"]
 OPTIONS += ["-m", "not slow and not text"]
 RECORD = ["--cov", "--cov-context=test", "--cov-report="]  # which tests run which lines
