@@ -155,7 +155,7 @@ def test_workers_end_without_a_word(tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_names_the_folder_that_the_first_one_made(tmp_path):
-    """Its name was taken; only the second worker sees the NaN."""
+    """Its name was taken; only the second worker sees the NaN in its own rewards."""
     (tmp_path / "run").mkdir()
     options = ["--env-id", "odd:Lost", "--env-kwargs", '{"how": "nan"}', "--run-dir", "run"]
     options += ["--num-envs", 1, "--num-steps", 64, "--seed", 4]
@@ -166,7 +166,7 @@ def test_a_worker_names_the_folder_that_the_first_one_made(tmp_path):
     assert "the last checkpoint is in run-2" in err
     code, _, err = first.end()
     assert code == 1
-    assert "ppo.py: disk, memory or a worker failed: " in err
+    assert "in scaler.moments.mean" in err  # which the workers share
 
 
 def start_two(command, folder):
